@@ -1,0 +1,1 @@
+"""One small module per verb or pair of verbs: parse, call one thing, show."""

@@ -1,0 +1,50 @@
+"""history and explain: what happened, and why."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from deployctl.cli.options import AsOutput, Name, Output
+from deployctl.cli.services import find_service
+from deployctl.views.console import layout_for, note, show, show_document
+
+
+def history(name: Name = None, output: AsOutput = Output.TEXT) -> None:
+    """Show what happened, by whom, and on what evidence."""
+    service = find_service(name)
+    document = service.get("/v1/history")
+    if output is Output.JSON:
+        show_document({"schema_version": 1, "service": service.name, **document})
+    elif document["rollouts"]:
+        from deployctl.views.history import history_lines  # noqa: PLC0415 - rich costs 0.05 s
+
+        show(history_lines(document["rollouts"]))
+    else:
+        note(f"{service.name}: no rollout yet")
+
+
+def explain(
+    name: Name = None,
+    rollout: Annotated[
+        str | None,
+        typer.Option(
+            "--rollout", metavar="ID", help="An earlier rollout; default: the last.", show_default=False
+        ),
+    ] = None,
+    output: AsOutput = Output.TEXT,
+) -> None:
+    """Say why a rollout was promoted, held or rolled back."""
+    from urllib.parse import urlencode  # noqa: PLC0415 - --help does without
+
+    service = find_service(name)
+    query = f"?{urlencode({'rollout': rollout})}" if rollout else ""
+    document = service.get(f"/v1/explain{query}")
+    if output is Output.JSON:
+        show_document({"schema_version": 1, "service": service.name, **document})
+        return
+    from deployctl.views.explain import explain_lines  # noqa: PLC0415 - as above
+
+    show(explain_lines(document, layout_for(sys.stdout)))

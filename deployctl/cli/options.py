@@ -1,0 +1,45 @@
+"""Arguments and options that several verbs share, said once so that they read the same everywhere."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Output(StrEnum):
+    """What a command prints on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+AsOutput = Annotated[
+    Output,
+    typer.Option(
+        "--output", "-o", help="text for people, json for programs: one document, or one event per line."
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="A service or its manifest; may be left out when exactly one service runs.",
+        show_default=False,
+    ),
+]
+ManifestFile = Annotated[str, typer.Argument(metavar="FILE", help="The manifest.", show_default=False)]
+Reason = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded.", show_default=False)
+]
+
+
+def person() -> str:
+    """Who gives the order, as the journal records it."""
+    try:
+        return f"person:{getpass.getuser()}"
+    except (KeyError, OSError, ImportError):  # a container's uid without a name
+        return f"person:{os.getuid()}"

@@ -1,0 +1,218 @@
+"""`python -m deployctl.controller`: the process around the loop, from the inherited sockets to the last fsync."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from deployctl.controller import documents
+from deployctl.controller.commands import Commands
+from deployctl.controller.loop import TICK_SECONDS, Controller
+from deployctl.controller.workers import SupervisorLink
+from deployctl.errors import DeployctlError, InvalidError
+from deployctl.journal import Journal
+from deployctl.statedir import ServiceHome
+from deployctl.store import Store
+from deployctl.traffic.builtin import RouterLink
+from deployctl.wire import admin
+from deployctl.wire.lifeline import die_with_parent
+
+
+class Api:
+    """The calls of the admin socket, one method each."""
+
+    def __init__(
+        self, controller: Controller, commands: Commands, link: SupervisorLink, address: str
+    ) -> None:
+        self._controller = controller
+        self._commands = commands
+        self._link = link
+        self._address = address
+        self.serving = asyncio.Event()
+        self._routes = {
+            ("GET", "/v1/status"): self._status,
+            ("GET", "/v1/history"): self._history,
+            ("GET", "/v1/explain"): self._explain,
+            ("POST", "/v1/up"): self._up,
+            ("POST", "/v1/rollouts"): self._start,
+            ("POST", "/v1/rollback"): self._rollback,
+            ("POST", "/v1/promote"): self._promote,
+            ("POST", "/v1/pause"): self._pause,
+            ("POST", "/v1/resume"): self._resume,
+        }
+
+    async def handle(self, request: admin.AdminRequest) -> admin.AdminReply | AsyncIterator[bytes]:
+        """One call; waits until the service serves (or has failed and takes this process with it)."""
+        await self.serving.wait()
+        parts = request.path.split("/")
+        if request.method == "GET" and parts[1:3] == ["v1", "rollouts"] and parts[4:] == ["events"]:
+            return self._events(parts[3], int(request.query.get("after", "0")))
+        route = self._routes.get((request.method, request.path))
+        if route is None:
+            raise InvalidError(f"{request.method} {request.path}: no such call")
+        return admin.AdminReply(await route(request))
+
+    def describe(self) -> dict[str, Any]:
+        """The status document."""
+        workers = {worker.digest: worker.pid for worker in self._link.workers.values()}
+        service = self._controller.service
+        known = service.known.values() if service else ()
+        labels = {version.digest: version.version for version in known}
+        pids = {
+            "supervisor": self._link.pids["supervisor"],
+            "controller": os.getpid(),
+            "routers": self._link.pids["routers"],
+            "workers": {labels.get(digest, digest): pid for digest, pid in workers.items()},
+        }
+        return documents.status(self._controller, self._address, pids)
+
+    async def _status(self, _request: admin.AdminRequest) -> dict[str, Any]:
+        return self.describe()
+
+    async def _history(self, _request: admin.AdminRequest) -> dict[str, Any]:
+        return documents.history(self._controller)
+
+    async def _explain(self, request: admin.AdminRequest) -> dict[str, Any]:
+        service = self._controller.service
+        rollouts = service.rollouts if service else ()
+        wanted = request.query.get("rollout")
+        found = [rollout for rollout in rollouts if wanted in {None, "", rollout.id}]
+        if not found:
+            known = ", ".join(rollout.id for rollout in rollouts) or "none yet"
+            raise InvalidError(f"no rollout {wanted or ''} of {self._controller.name}; known: {known}")
+        return documents.explain(self._controller, found[-1])
+
+    async def _up(self, request: admin.AdminRequest) -> dict[str, Any]:
+        message = self._commands.up_again(_text(request, "manifest"), Path(_text(request, "path")))
+        return {"changed": False, "message": message}
+
+    async def _start(self, request: admin.AdminRequest) -> dict[str, Any]:
+        text, path, by = (_text(request, name) for name in ("manifest", "path", "by"))
+        return await self._commands.start_rollout(text, Path(path), by)
+
+    async def _rollback(self, request: admin.AdminRequest) -> dict[str, Any]:
+        reason, to = request.body.get("reason") or "", request.body.get("to")
+        return self._changed(await self._commands.rollback(_text(request, "by"), str(reason), to))
+
+    async def _promote(self, request: admin.AdminRequest) -> dict[str, Any]:
+        reason, full = request.body.get("reason") or "", bool(request.body.get("full"))
+        return self._changed(await self._commands.promote(_text(request, "by"), str(reason), full=full))
+
+    async def _pause(self, request: admin.AdminRequest) -> dict[str, Any]:
+        return self._changed(self._commands.pause(_text(request, "by")))
+
+    async def _resume(self, request: admin.AdminRequest) -> dict[str, Any]:
+        return self._changed(self._commands.resume(_text(request, "by")))
+
+    def _changed(self, changed: Any) -> dict[str, Any]:
+        split = self._controller.traffic.confirmed
+        document: dict[str, Any] = changed.document(split.weight if split else None)
+        return document
+
+    async def _events(self, rollout_id: str, after: int) -> AsyncIterator[bytes]:
+        if rollout_id not in self._controller.events:
+            return
+        async for event, rollout in self._controller.follow(rollout_id, after):
+            yield admin.line(documents.event_document(event, rollout))
+
+
+def _text(request: admin.AdminRequest, name: str) -> str:
+    value = request.body.get(name)
+    if not isinstance(value, str):
+        raise InvalidError(f"{request.method} {request.path}: the body needs a text {name!r}")
+    return value
+
+
+async def run(given: argparse.Namespace) -> None:
+    """The life of one controller: read the journal, take over the sockets, tick until the supervisor is gone."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    woken: list[Controller] = []
+    link = SupervisorLink(lambda: woken[0].wake() if woken else None, ended.set)
+    await link.connect(socket.socket(fileno=given.control_fd))
+    home = ServiceHome(given.state, given.name)
+    try:
+        journal = Journal.open(home.journal)
+        if journal.dropped_bytes:
+            print(
+                f"deployctl: {home.journal}: {journal.dropped_bytes} bytes of an unfinished record were cut",
+                file=sys.stderr,
+            )  # noqa: T201 - the service's log
+        controller = Controller(home, journal, Store(home.models))
+        controller.workers = link
+        traffic = RouterLink(given.fence, controller.on_batch, controller.wake, controller.on_router_gone)
+        controller.traffic = traffic
+        woken.append(controller)
+        await traffic.listen(socket.socket(fileno=given.orders_fd))
+        commands = Commands(controller, link)
+        api = Api(controller, commands, link, given.address)
+        admin.serve(socket.socket(fileno=given.admin_fd), api.handle)
+        takes_over = given.fence > 1 and controller.service is not None
+        await commands.up(None if takes_over else _read(given.manifest), given.manifest)
+        ticking = loop.create_task(_tick(controller))
+        await _until_serving(controller, ended)
+        api.serving.set()
+        if given.fence == 1:
+            _announce(link, api.describe())
+        await ended.wait()
+        ticking.cancel()
+        journal.close()
+    except DeployctlError as error:
+        link.exit(error.exit_code, str(error))
+        await ended.wait()
+
+
+def _read(manifest: Path) -> str:
+    try:
+        return manifest.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"{manifest}: cannot be read: {error}") from error
+
+
+async def _tick(controller: Controller) -> None:
+    while True:
+        controller.tick(time.monotonic())
+        await asyncio.sleep(TICK_SECONDS)
+
+
+async def _until_serving(controller: Controller, ended: asyncio.Event) -> None:
+    while controller.traffic.confirmed is None and not ended.is_set():
+        controller.act(time.monotonic())
+        await asyncio.sleep(0.01)
+
+
+def _announce(link: SupervisorLink, status: dict[str, Any]) -> None:
+    line = f"{status['service']}: version {status['live']} serves at {status['url']}"
+    told = {key: status[key] for key in ("schema_version", "service", "url", "live")}
+    link.say(line, {**told, "pid": status["pids"]["supervisor"], "state": "started"})
+
+
+def main() -> None:
+    """Entry point; the supervisor gives every argument."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="deployctl.controller")
+    for name in ("admin", "orders", "control"):
+        parser.add_argument(f"--{name}-fd", type=int, required=True)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--fence", type=int, required=True)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--recover", action="store_true")
+    uvloop.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""What people and pipelines ask for: start a service or a rollout, roll back, promote, pause, resume.
+
+Each verb answers in one line what it changed. Asking twice is the same as once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployctl.controller.loop import Controller
+from deployctl.controller.workers import SupervisorLink
+from deployctl.core.metrics import METRICS
+from deployctl.core.plan import Phase, Plan, Version
+from deployctl.core.rollout import Cause, Event, Kind, Rollout, pass_step
+from deployctl.errors import (
+    ConflictError,
+    InvalidError,
+    UnavailableError,
+    UnconfirmedError,
+    error_for,
+)
+from deployctl.manifest.load import load
+from deployctl.manifest.manifest import Manifest, ModelRef, differing_keys, plan, service_spec
+from deployctl.traffic import BACKENDS
+
+LOAD_SECONDS = 60.0
+"""How long a model may take to load, warm up and report."""
+
+CONFIRM_SECONDS = 20.0
+"""How long a router may take to read back a new split before a person is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a verb did: whether anything changed, in one line, and the rollout that it was about."""
+
+    changed: bool
+    message: str
+    rollout: Rollout | None
+
+    def document(self, weight: float) -> dict[str, Any]:
+        """The answer of the admin API."""
+        return {
+            "changed": self.changed,
+            "message": self.message,
+            "weight": weight,
+            "phase": self.rollout.phase.value if self.rollout else None,
+            "rollout": self.rollout.id if self.rollout else None,
+        }
+
+
+class Commands:
+    """The verbs of one service. Those that start something wait for each other."""
+
+    def __init__(self, controller: Controller, supervisor: SupervisorLink) -> None:
+        self._controller = controller
+        self._supervisor = supervisor
+        self._starting = asyncio.Lock()
+
+    async def up(self, text: str | None, path: Path) -> None:
+        """Serve the baseline of the manifest or, after a restart, what the journal says is live.
+
+        `text` is None for a controller that takes over from one that died: the journal alone counts then.
+        """
+        controller = self._controller
+        if text is not None:
+            await self._serve(read_manifest(text.encode(), path))
+        key = controller.spec["routingKey"]
+        self._supervisor.start_router(
+            {
+                "model": controller.spec["model"],
+                "routing_key": key.removeprefix("header:") if key else None,
+                "timeout": controller.spec["timeout"],
+            }
+        )
+        controller.act(time.monotonic())
+
+    async def _serve(self, manifest: Manifest) -> None:
+        """Write down what is served, if that is new."""
+        controller = self._controller
+        spec = service_spec(manifest)
+        if controller.service is None:
+            await self._first_up(manifest, spec)
+        elif spec != controller.spec:
+            live = controller.service.live
+            assert live is not None
+            controller.record_served(spec, live, controller.prediction_of(live), manifest.text)
+
+    async def _first_up(self, manifest: Manifest, spec: dict[str, Any]) -> None:
+        controller = self._controller
+        baseline = self._stored(manifest.baseline)
+        controller.spec = spec
+        prediction = _prediction(manifest)
+        controller.remember_prediction(baseline, prediction)
+        await self._loaded(baseline, "baseline")
+        controller.record_served(spec, baseline, prediction, manifest.text)
+
+    def up_again(self, text: str, path: Path) -> str:
+        """`up` of a service that runs: nothing to do when `spec.service` is the same. Raises ConflictError otherwise."""
+        self._same_service(read_manifest(text.encode(), path))
+        return f"{self._controller.name} runs already with this spec.service: nothing to do"
+
+    async def start_rollout(self, text: str, path: Path, by: str) -> dict[str, Any]:
+        """Start the rollout of a manifest, or follow it when it runs already.
+
+        The candidate is loaded, warmed and compared with the live version's signature before anything is written down.
+        """
+        manifest = read_manifest(text.encode(), path)
+        if manifest.candidate is None or manifest.strategy is None:
+            raise InvalidError(f"{path}: no candidate and strategy in it: nothing to roll out")
+        async with self._starting:
+            self._same_service(manifest)
+            baseline = self._stored(manifest.baseline)
+            candidate = self._stored(manifest.candidate)
+            desired = plan(manifest, baseline, candidate)
+            settled = self._settled(desired)
+            if settled is not None:
+                return settled
+            undo = [
+                self._controller.remember_prediction(version, _prediction(manifest))
+                for version in (baseline, candidate)
+            ]
+            self._controller.trying = candidate
+            try:
+                await self._check_candidate(baseline, candidate)
+                rollout = self._begin(desired, by, "", text, _prediction(manifest))
+            except BaseException:
+                for take_back in undo:
+                    take_back()
+                raise
+            finally:
+                self._controller.trying = None
+                self._controller.wake()
+        message = (
+            f"rollout {rollout.id} of version {candidate.version} against version {baseline.version} began"
+        )
+        return {"rollout": rollout.id, "state": "started", "message": message}
+
+    def _settled(self, desired: Plan) -> dict[str, Any] | None:
+        """The answer when there is nothing to start. Raises ConflictError when something else is in the way."""
+        service = self._controller.service
+        assert service is not None
+        running = service.running
+        if running is not None:
+            if running.plan == desired:
+                message = f"rollout {running.id} of this manifest runs already"
+                return {"rollout": running.id, "state": "following", "message": message}
+            raise ConflictError(
+                f"rollout {running.id} (version {running.plan.baseline.version} to {running.plan.candidate.version}) is "
+                f"running; wait for it, or end it with: deployctl rollback {self._controller.name}"
+            )
+        live = service.live
+        assert live is not None
+        if live.digest == desired.candidate.digest:
+            return {
+                "rollout": None,
+                "state": "already_live",
+                "message": f"version {live.version} is live already",
+            }
+        if live.digest != desired.baseline.digest:
+            raise ConflictError(
+                f"the manifest's baseline is version {desired.baseline.version} ({_short(desired.baseline)}), but version "
+                f"{live.version} ({_short(live)}) is live; name the live version as baseline"
+            )
+        for version in (desired.baseline, desired.candidate):
+            known = service.known.get(version.version)
+            if known is not None and known.digest != version.digest:
+                raise ConflictError(
+                    f"version {version.version} was {_short(known)} before and is {_short(version)} now; give the new bytes "
+                    "a new version"
+                )
+        return None
+
+    async def _check_candidate(self, baseline: Version, candidate: Version) -> None:
+        theirs = await self._loaded(candidate, "candidate")
+        ours = await self._loaded(baseline, "baseline")
+        if problem := signature_difference(ours, theirs):
+            raise InvalidError(
+                f"version {candidate.version} cannot replace version {baseline.version}: {problem}"
+            )
+
+    async def _loaded(self, version: Version, role: str) -> Mapping[str, Any]:
+        """The report of a version's worker, once it is loaded and warmed. Raises what the worker said otherwise."""
+        controller = self._controller
+        identity = controller.settings_id(version)
+        deadline = time.monotonic() + LOAD_SECONDS
+        while time.monotonic() < deadline:
+            if controller.service is not None:
+                controller.act(time.monotonic())
+            else:
+                controller.want_only(version)
+            worker = self._supervisor.workers.get(identity)
+            if worker is not None and worker.state == "failed":
+                reason = str(worker.report.get("failed", "it ended before it was ready"))
+                self._supervisor.forget(identity)
+                raise error_for(int(worker.report.get("exit_code", 2)), f"{role} {version.version}: {reason}")
+            if (report := self._supervisor.proven.get(identity)) is not None:
+                if report.get("nonfinite"):
+                    names = ", ".join(report["nonfinite"])
+                    raise InvalidError(
+                        f"{role} {version.version}: the warm-up on zeros gave NaN or infinity in {names}"
+                    )
+                return report
+            await asyncio.sleep(0.01)
+        raise UnavailableError(f"{role} {version.version} was not ready within {LOAD_SECONDS:g} s")
+
+    def _stored(self, model: ModelRef) -> Version:
+        digest, _ = self._controller.store.add(model.path, model.digest)
+        return Version(model.version, digest)
+
+    def _same_service(self, manifest: Manifest) -> None:
+        if manifest.name != self._controller.name:
+            raise ConflictError(
+                f"the manifest is of service {manifest.name}, this is {self._controller.name}"
+            )
+        differing = differing_keys(self._controller.spec, service_spec(manifest))
+        if differing:
+            raise ConflictError(
+                f"spec.service of the running service differs in {', '.join(differing)}; it is fixed at `up`: stop it with "
+                f"`deployctl down {manifest.name}` and start it again to change that"
+            )
+
+    def _begin(
+        self, desired: Plan, by: str, reason: str, manifest: str | None, prediction: dict[str, Any] | None
+    ) -> Rollout:
+        controller = self._controller
+        assert controller.service is not None
+        last = controller.service.rollout
+        if last is not None and not last.finished:
+            ending = Event(
+                0, Kind.FINISHED, controller.clock.now, by, Cause.PERSON, "the next rollout begins"
+            )
+            controller.record(last.id, ending)
+        number = len(controller.service.rollouts) + 1
+        rollout_id = f"{controller.name}-{number}-{secrets.token_hex(3)}"
+        started = Event(0, Kind.STARTED, 0.0, by, Cause.PERSON, reason, plan=desired)
+        controller.record(rollout_id, started, manifest=manifest, prediction=prediction)
+        return controller.last
+
+    async def rollback(self, by: str, reason: str, to: str | None) -> Changed:
+        """At once: during a rollout back to the baseline, after a promotion back to the version before."""
+        if to is not None:
+            return await self._rollback_to(to, by, reason)
+        controller = self._controller
+        assert controller.service is not None
+        rollout = controller.service.rollout
+        if rollout is None or rollout.phase in {Phase.ROLLED_BACK, Phase.RETIRED}:
+            live = controller.service.live
+            words = (
+                f"nothing to roll back: version {live.version} is live" if live else "nothing to roll back"
+            )
+            return Changed(changed=False, message=words, rollout=rollout)
+        words = reason or "rolled back by hand"
+        verdict = controller.full_verdict() if not rollout.ended else None
+        event = Event(
+            0, Kind.ROLLED_BACK, self._now(rollout), by, Cause.PERSON, words, rollout.step, verdict=verdict
+        )
+        controller.record(rollout.id, event)
+        await self._confirm()
+        message = (
+            f"rolled back: version {rollout.plan.baseline.version} answers all callers, "
+            f"version {rollout.plan.candidate.version} is at weight 0"
+        )
+        return Changed(changed=True, message=message, rollout=controller.last)
+
+    async def _rollback_to(self, label: str, by: str, reason: str) -> Changed:
+        controller = self._controller
+        assert controller.service is not None
+        target = controller.service.known.get(label)
+        if target is None:
+            known = ", ".join(sorted(controller.service.known))
+            raise InvalidError(f"version {label} was never here; known: {known}")
+        if controller.service.running is not None:
+            await self.rollback(by, reason or f"to go to version {label}", None)
+        async with self._starting:
+            live = controller.service.live
+            assert live is not None
+            if live.digest == target.digest:
+                return Changed(
+                    changed=False,
+                    message=f"version {label} is live already",
+                    rollout=controller.service.rollout,
+                )
+            controller.trying = target
+            try:
+                await self._check_candidate(live, target)
+                desired = Plan("rollback", live, target, (), ())
+                rollout = self._begin(desired, by, reason, None, controller.prediction_of(target))
+                words = reason or f"to version {label} by hand"
+                event = Event(0, Kind.PROMOTED, self._now(rollout), by, Cause.PERSON, words)
+                controller.record(rollout.id, event)
+            finally:
+                controller.trying = None
+        await self._confirm()
+        message = f"version {label} answers all callers, version {live.version} stays loaded"
+        return Changed(changed=True, message=message, rollout=controller.last)
+
+    async def promote(self, by: str, reason: str, *, full: bool) -> Changed:
+        """Pass what waits for a person; with `full` skip all that is left, recorded as without evidence."""
+        controller = self._controller
+        assert controller.service is not None
+        rollout = controller.service.running
+        if rollout is None:
+            return Changed(
+                changed=False,
+                message="nothing waits: no rollout is running",
+                rollout=controller.service.rollout,
+            )
+        if not full and rollout.waits_for is None:
+            words = (
+                "nothing waits for a person: the gate goes on by itself (promote --full skips what is left)"
+            )
+            return Changed(changed=False, message=words, rollout=rollout)
+        verdict = controller.full_verdict()
+        now = self._now(rollout)
+        if full:
+            if not reason:
+                raise InvalidError("promote --full needs --reason TEXT: it is recorded as without evidence")
+            await self._loaded(rollout.plan.candidate, "candidate")
+            words = f"without evidence: {reason}"
+            event = Event(0, Kind.PROMOTED, now, by, Cause.PERSON, words, verdict=verdict)
+        else:
+            event = pass_step(rollout, now, by, Cause.PERSON, reason or "passed by hand", verdict)
+        controller.record(rollout.id, event)
+        await self._confirm()
+        after = controller.last
+        return Changed(
+            changed=True, message=f"{after.phase.value} at weight {after.weight:g} %", rollout=after
+        )
+
+    def pause(self, by: str) -> Changed:
+        """Stop the climbing, not the watching."""
+        rollout = self._running
+        if rollout is None or rollout.paused:
+            words = "nothing to pause: no rollout is running" if rollout is None else "it is paused already"
+            return Changed(changed=False, message=words, rollout=rollout)
+        event = Event(0, Kind.PAUSED, self._now(rollout), by, Cause.PERSON, "paused by hand")
+        self._controller.record(rollout.id, event)
+        words = f"paused at weight {rollout.weight:g} %; it is still watched and rolls back on harm"
+        return Changed(changed=True, message=words, rollout=self._controller.last)
+
+    def resume(self, by: str) -> Changed:
+        """Undo `pause`, and nothing else."""
+        rollout = self._running
+        if rollout is None or not rollout.paused:
+            waits = rollout is not None and rollout.waits_for
+            words = "nothing to resume" + (": it waits for `deployctl promote`" if waits else "")
+            return Changed(changed=False, message=words, rollout=rollout)
+        event = Event(0, Kind.RESUMED, self._now(rollout), by, Cause.PERSON, "resumed by hand")
+        self._controller.record(rollout.id, event)
+        self._controller.wake()
+        return Changed(changed=True, message="resumed", rollout=self._controller.last)
+
+    @property
+    def _running(self) -> Rollout | None:
+        assert self._controller.service is not None
+        return self._controller.service.running
+
+    def _now(self, rollout: Rollout) -> float:
+        return max(self._controller.clock.advance(time.monotonic()), rollout.at)
+
+    async def _confirm(self) -> None:
+        if not await self._controller.confirmed(CONFIRM_SECONDS):
+            raise UnconfirmedError(
+                f"it is written down, but no router confirmed it within {CONFIRM_SECONDS:g} s; look at "
+                f"`deployctl status {self._controller.name}` and call a person"
+            )
+
+
+def read_manifest(text: bytes, path: Path, metrics: Collection[str] = tuple(METRICS)) -> Manifest:
+    """The manifest of these bytes, with the names that this build knows. Raises ManifestError."""
+    return load(text, str(path), engines=BACKENDS, metrics=metrics, base=path.parent)
+
+
+def signature_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """How the candidate's inputs and outputs differ from the baseline's, in one line; None when they are the same."""
+    for side in ("inputs", "outputs"):
+        before = {tensor["name"]: tensor for tensor in ours[side]}
+        after = {tensor["name"]: tensor for tensor in theirs[side]}
+        if before.keys() != after.keys():
+            return f"its {side} are {', '.join(sorted(after))} instead of {', '.join(sorted(before))}"
+        for name, tensor in before.items():
+            for what in ("datatype", "shape"):
+                if tensor[what] != after[name][what]:
+                    return f"{side[:-1]} {name!r} has {what} {after[name][what]} instead of {tensor[what]}"
+    return None
+
+
+def _prediction(manifest: Manifest) -> dict[str, Any] | None:
+    if manifest.prediction is None:
+        return None
+    return {
+        "output": manifest.prediction.output,
+        "read": manifest.prediction.read,
+        "classes": list(manifest.prediction.classes) if manifest.prediction.classes else None,
+        "confidence_below": manifest.prediction.confidence_below,
+    }
+
+
+def _short(version: Version) -> str:
+    return version.digest[:19]

@@ -1,0 +1,263 @@
+"""What the admin API answers: status, events, history and explain as JSON-able documents (contract: `-o json`)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from deployctl.controller.loop import Controller
+from deployctl.core.plan import OnInconclusive, Phase
+from deployctl.core.rollout import Cause, Event, Kind, Rollout, step_timeout
+from deployctl.core.verdict import MetricVerdict, Verdict
+from deployctl.errors import Exit
+
+SCHEMA_VERSION = 1
+
+_EXIT_OF_END = {
+    Cause.EVIDENCE: Exit.ROLLED_BACK,
+    Cause.PERSON: Exit.ROLLED_BACK,
+    Cause.TIME: Exit.ROLLED_BACK,
+    Cause.INCONCLUSIVE: Exit.INCONCLUSIVE,
+}
+
+
+def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[str, Any]:
+    """The document of `status -o json`; `weight` is what the routers read back."""
+    service = controller.service
+    rollout = service.rollout if service else None
+    split = controller.traffic.confirmed
+    live, previous = (service.live, service.previous) if service else (None, None)
+    verdict = _current_verdict(controller, rollout)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "service": controller.name,
+        "live": live.version if live else None,
+        "previous": previous.version if previous else None,
+        "phase": rollout.phase.value if rollout else None,
+        "finished": rollout.finished if rollout else None,
+        "step": _step_number(rollout) if rollout else None,
+        "steps": len(rollout.plan.steps) if rollout else None,
+        "step_weights": [step.weight for step in rollout.plan.steps] if rollout else [],
+        "weight": split.weight if split else None,
+        "rollout": rollout.id if rollout else None,
+        "strategy": rollout.plan.strategy if rollout else None,
+        "baseline": rollout.plan.baseline.version if rollout else live.version if live else None,
+        "candidate": rollout.plan.candidate.version if rollout else None,
+        "at": round(controller.clock.now, 3) if rollout and not rollout.finished else None,
+        "waits_for": rollout.waits_for if rollout else None,
+        "reason": _reason(rollout, verdict),
+        "pids": pids,
+        "url": f"http://{address}",
+        "model": controller.spec.get("model"),
+        "labels": controller.observation.labels if controller.observation else {},
+        "metrics": [metric(part) for part in verdict.metrics] if verdict else [],
+    }
+
+
+def event_document(event: Event, rollout: Rollout) -> dict[str, Any]:
+    """One event; `rollout` is the state right after it."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "seq": event.seq,
+        "rollout": rollout.id,
+        "kind": event.kind.value,
+        "at": round(event.at, 3),
+        "wall": event.wall,
+        "by": event.by,
+        "cause": event.cause.value,
+        "reason": event.reason,
+        "phase": rollout.phase.value,
+        "step": _step_number(rollout),
+        "steps": len(rollout.plan.steps),
+        "weight": rollout.weight,
+        "finished": rollout.finished,
+        "verdict": verdict_document(event.verdict) if event.verdict else None,
+    }
+    if (code := _exit_code(event)) is not None:
+        document["exit_code"] = int(code)
+    return document
+
+
+def history(controller: Controller) -> dict[str, Any]:
+    """Every rollout of the service with its events."""
+    service = controller.service
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "service": controller.name,
+        "rollouts": [
+            rollout_document(controller, rollout) for rollout in (service.rollouts if service else ())
+        ],
+    }
+
+
+def rollout_document(controller: Controller, rollout: Rollout) -> dict[str, Any]:
+    """One rollout with all its events."""
+    plan = rollout.plan
+    return {
+        "rollout": rollout.id,
+        "strategy": plan.strategy,
+        "baseline": {"version": plan.baseline.version, "digest": plan.baseline.digest},
+        "candidate": {"version": plan.candidate.version, "digest": plan.candidate.digest},
+        "phase": rollout.phase.value,
+        "finished": rollout.finished,
+        "events": events_of(controller, rollout.id),
+    }
+
+
+def events_of(controller: Controller, rollout_id: str, after: int = 0) -> list[dict[str, Any]]:
+    """The events of a rollout so far, each with the state that it led to."""
+    return [
+        event_document(event, state) for event, state in controller.states(rollout_id) if event.seq > after
+    ]
+
+
+def explain(controller: Controller, rollout: Rollout) -> dict[str, Any]:
+    """Why it was promoted, held or rolled back: the sentence, then each metric with its numbers."""
+    events = controller.events[rollout.id]
+    decided = _decisive(events)
+    running = not rollout.ended
+    verdict = controller.full_verdict() if running else (decided.verdict if decided else None)
+    plan = rollout.plan
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "service": controller.name,
+        "rollout": rollout.id,
+        "baseline": plan.baseline.version,
+        "candidate": plan.candidate.version,
+        "phase": rollout.phase.value,
+        "sentence": _sentence(rollout, decided, verdict),
+        "decided_by": verdict.decided_by if verdict and rollout.phase is Phase.ROLLED_BACK else None,
+        "by": decided.by if decided else None,
+        "cause": decided.cause.value if decided else None,
+        "at": round(decided.at, 3) if decided else None,
+        "first_weight_at": next((round(e.at, 3) for e in events if e.kind is Kind.CLIMBED), None),
+        "alpha": plan.alpha,
+        "beta": plan.beta,
+        "metrics": [metric(part) for part in verdict.metrics] if verdict else [],
+        "would_change": _would_change(rollout, verdict),
+        "events": events_of(controller, rollout.id),
+    }
+
+
+def metric(part: MetricVerdict) -> dict[str, Any]:
+    """One metric. `evidence` is of harm (budget-weighted) against `threshold`; `safe_evidence` is what a pass needs."""
+    return {
+        "name": part.name,
+        "verdict": part.result.value,
+        "baseline": {"n": part.baseline.n, "bad": part.baseline.bad},
+        "candidate": {"n": part.candidate.n, "bad": part.candidate.bad},
+        "effect": part.effect,
+        "interval": list(part.interval) if part.interval else None,
+        "evidence": part.harm,
+        "threshold": part.harm_threshold,
+        "safe_evidence": part.safe,
+        "safe_threshold": part.safe_threshold,
+        "margin": part.margin,
+        "needed": part.needed,
+        "words": part.words,
+    }
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as it stands in events."""
+    return {
+        "result": verdict.result.value,
+        "reason": verdict.reason,
+        "decided_by": verdict.decided_by,
+        "metrics": [metric(part) for part in verdict.metrics],
+    }
+
+
+def _exit_code(event: Event) -> Exit | None:
+    match event.kind:
+        case Kind.ROLLED_BACK:
+            return _EXIT_OF_END[event.cause]
+        case Kind.HELD:
+            return Exit.INCONCLUSIVE
+        case Kind.FINISHED:
+            return Exit.DONE
+        case _:
+            return None
+
+
+def _step_number(rollout: Rollout) -> int:
+    """Steps are counted from 1 for people; 0 is before the first."""
+    return rollout.step + 1
+
+
+def _current_verdict(controller: Controller, rollout: Rollout | None) -> Verdict | None:
+    if rollout is None:
+        return None
+    if not rollout.ended:
+        return controller.full_verdict()
+    decided = _decisive(controller.events[rollout.id])
+    return decided.verdict if decided else None
+
+
+def _reason(rollout: Rollout | None, verdict: Verdict | None) -> str:
+    if rollout is None:
+        return ""
+    if rollout.ended_by is not None:
+        return rollout.ended_by.reason
+    return verdict.reason if verdict else ""
+
+
+def _decisive(events: list[Event]) -> Event | None:
+    """The event that a person asks about: the end of the rollout, or else the last thing the gate did."""
+    ends = [event for event in events if event.kind in {Kind.PROMOTED, Kind.ROLLED_BACK, Kind.RETIRED}]
+    if ends:
+        return ends[-1]
+    gate = [event for event in events if event.kind in {Kind.CLIMBED, Kind.HELD, Kind.AWAITED}]
+    return gate[-1] if gate else None
+
+
+def _sentence(rollout: Rollout, decided: Event | None, verdict: Verdict | None) -> str:
+    candidate, baseline = rollout.plan.candidate.version, rollout.plan.baseline.version
+    reason = decided.reason if decided and rollout.ended else verdict.reason if verdict else ""
+    who = "" if decided is None or decided.by == "gate" else f" by {decided.by}"
+    match rollout.phase:
+        case Phase.PROMOTED:
+            return f"Version {candidate} was promoted over version {baseline}{who}: {reason}."
+        case Phase.ROLLED_BACK:
+            at = rollout.plan.steps[rollout.step].weight if rollout.step >= 0 else 0.0
+            return (
+                f"Version {candidate} was rolled back at {at:g} %{who}; version {baseline} serves: {reason}."
+            )
+        case Phase.PAUSED:
+            waits = {
+                "person": "it waits for `deployctl promote`",
+                "hold": "it holds for want of evidence and waits for a person",
+                None: "it was paused by hand",
+            }[rollout.waits_for]
+            return f"Version {candidate} stays at {rollout.weight:g} %: {waits}; {reason}."
+        case _:
+            return f"Version {candidate} is at {rollout.weight:g} %: {reason}."
+
+
+def _would_change(rollout: Rollout, verdict: Verdict | None) -> str:
+    """What would have made the decision another one, in a sentence; empty where nothing would have."""
+    if verdict is None or not verdict.metrics:
+        return ""
+    plan = rollout.plan
+    harm = sum(part.harm for part in verdict.metrics)
+    if rollout.phase is Phase.ROLLED_BACK and verdict.decided_by:
+        return (
+            f"The evidence of harm stood at {harm:.3g} and rolls back at {1 / plan.alpha:.3g}; fewer bad candidate answers, or "
+            f"as many from the baseline at the same time, would have kept it going."
+        )
+    if rollout.phase is Phase.PROMOTED:
+        return f"Harm evidence of {1 / plan.alpha:.3g} on any mix of metrics would have rolled it back; it stood at {harm:.3g}."
+    return _moves_on(rollout, verdict)
+
+
+def _moves_on(rollout: Rollout, verdict: Verdict) -> str:
+    waiting = [part for part in verdict.metrics if part.safe < part.safe_threshold]
+    if not waiting:
+        return (
+            "Every metric shows what this step asks for; the step's dwell is not over or a person is awaited."
+        )
+    names = ", ".join(f"{part.name} ({part.safe:.3g} of {part.safe_threshold:.3g})" for part in waiting)
+    after = {OnInconclusive.ROLLBACK: "rolls back", OnInconclusive.HOLD: "holds for a person"}
+    limit = step_timeout(rollout)
+    time_out = f" Without it the step {after[rollout.plan.on_inconclusive]} after {limit:.0f} s."
+    return f"It moves on when the evidence of safety is there for: {names}.{time_out if math.isfinite(limit) else ''}"

@@ -1,0 +1,510 @@
+"""The loop is the program: observe → judge → decide → record → act, once for every batch, order and tick of a timer.
+
+Nothing here decides about traffic on its own: `core.rollout.decide` proposes, the journal makes it true, and only then are
+workers and routers asked for the state that the journal says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from deployctl.controller.observation import Baseline, Observation
+from deployctl.controller.workers import worker_id
+from deployctl.core.plan import Split, Version
+from deployctl.core.rollout import (
+    Event,
+    IllegalEventError,
+    Kind,
+    Learned,
+    Rollout,
+    apply,
+    decide,
+    start,
+)
+from deployctl.core.service import Service, serve, with_event
+from deployctl.core.verdict import Result, Verdict
+from deployctl.errors import IntegrityError, UnavailableError
+from deployctl.records import Began, Clock, Entry, Gone, Intake, Records, iter_batches, rows_of
+from deployctl.statedir import ServiceHome
+from deployctl.store import Store
+from deployctl.wire.orders import Batch, Upstream
+
+TICK_SECONDS = 0.05
+"""The timer is only the fallback: dwell times end, workers become ready, a router is lost."""
+
+LONGEST_WATCH = 1.0
+"""Seconds that may pass between two ticks and still count as watched; a suspended machine watches nothing."""
+
+UNSEEN = Verdict(Result.INCONCLUSIVE, "the candidate has not seen a request yet")
+
+
+class Traffic(Protocol):
+    """Whoever carries the traffic. `apply` asks for a whole split, twice is the same as once; `confirmed` is read back."""
+
+    def apply(self, split: Split, upstreams: tuple[Upstream, ...]) -> None: ...
+
+    @property
+    def ordered(self) -> Split | None: ...
+
+    @property
+    def confirmed(self) -> Split | None: ...
+
+
+class Versions(Protocol):
+    """Whoever runs the versions. `proven` are the reports of those that were ready once, by worker id."""
+
+    proven: dict[str, Mapping[str, Any]]
+
+    def want(self, settings: list[dict[str, Any]]) -> None: ...
+
+
+class Log(Protocol):
+    """The journal: `append` returns when the record is durable."""
+
+    @property
+    def records(self) -> list[dict[str, Any]]: ...
+
+    def append(self, record: Mapping[str, Any]) -> int: ...
+
+
+@dataclass(slots=True)
+class RolloutClock:
+    """Seconds watched by a controller: neither downtime nor suspension nor a stepping wall clock moves it on."""
+
+    now: float = 0.0
+    _last: float | None = None
+
+    def advance(self, monotonic: float) -> float:
+        """The rollout time at this moment of the monotonic clock."""
+        if self._last is not None:
+            self.now += min(max(0.0, monotonic - self._last), LONGEST_WATCH)
+        self._last = monotonic
+        return self.now
+
+
+class Controller:
+    """One service's loop. Everything it knows is in the journal and the records; the rest is asked for again."""
+
+    def __init__(self, home: ServiceHome, journal: Log, store: Store) -> None:
+        self.home = home
+        self.journal = journal
+        self.store = store
+        self.traffic: Traffic
+        self.workers: Versions
+        self.service: Service | None = None
+        self.spec: dict[str, Any] = {}
+        self.name = home.name
+        self.events: dict[str, list[Event]] = {}
+        self.baseline = Baseline()
+        self.observation: Observation | None = None
+        self.trying: Version | None = None
+        self.verdict: Verdict = UNSEEN
+        self.clock = RolloutClock()
+        self.left_out = 0
+        self._records: Records | None = None
+        self._seen_batches: dict[str, int] = {}
+        self._predictions: dict[str, dict[str, Any] | None] = {}
+        self._serving: dict[str, str] = {}
+        self._lingering: dict[str, float] = {}
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._checkpoint = 0.0
+        self._seq = 0
+        self._news = asyncio.Event()
+        self._awake = False
+        self._fold_journal()
+
+    # ── what the journal says ──────────────────────────────────────────────────────────────────────────────────
+
+    def _fold_journal(self) -> None:
+        for record in self.journal.records:
+            self._seq = record["seq"]
+            if record["type"] == "served":
+                self._fold_served(record)
+            else:
+                event = msgspec.convert(
+                    {**record["event"], "seq": record["seq"], "wall": record["wall"]}, Event
+                )
+                self._fold_event(record["rollout"], event)
+                self._fold_prediction(record)
+        rollout = self.service.rollout if self.service else None
+        if rollout is not None and not rollout.finished:
+            self.clock.now = rollout.at
+            self._resume(rollout)
+
+    def _fold_served(self, record: Mapping[str, Any]) -> None:
+        self.spec = record["spec"]
+        self._fold_prediction(record)
+        if self.service is None:
+            self.service = serve(msgspec.convert(record["version"], Version), record["seq"])
+
+    def _fold_prediction(self, record: Mapping[str, Any]) -> None:
+        for digest in record.get("digests", ()):
+            self._predictions[digest] = record["prediction"]
+
+    def _fold_event(self, rollout_id: str, event: Event) -> None:
+        assert self.service is not None
+        try:
+            self.service = with_event(self.service, rollout_id, event)
+        except IllegalEventError as error:
+            raise IntegrityError(f"{self.home.journal}: record {event.seq}: {error}") from error
+        self.events.setdefault(rollout_id, []).append(event)
+
+    def _resume(self, rollout: Rollout) -> None:
+        """Take up a rollout that was running: the same records give the same evidence."""
+        self._records = Records.open(self._records_path(rollout))
+        if rollout.learned is not None:
+            self.observation = Observation(rollout.plan, rollout.learned)
+        for entry in self._records.entries:
+            self.clock.now = max(self.clock.now, entry.at)
+            if self.observation is not None:
+                self.observation.fold(entry)
+        self._seen_batches = dict(iter_batches(self._records.entries))
+        self._records.entries = [entry for entry in self._records.entries if isinstance(entry, Began)]
+        self._begin_step_if_new(rollout)
+
+    def _records_path(self, rollout: Rollout) -> Path:
+        return self.home.records / f"{rollout.id}.records"
+
+    # ── recording ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def record_served(
+        self, spec: dict[str, Any], version: Version, prediction: dict[str, Any] | None, manifest: str
+    ) -> None:
+        """The service starts, or starts again with another `spec.service`: written down first."""
+        record = {
+            "type": "served",
+            "wall": wall_time(),
+            "spec": spec,
+            "version": msgspec.to_builtins(version),
+            "prediction": prediction,
+            "digests": [version.digest],
+            "manifest": manifest,
+        }
+        self._seq = self.journal.append(record)
+        self._fold_served({**record, "seq": self._seq})
+
+    def record(
+        self,
+        rollout_id: str,
+        event: Event,
+        manifest: str | None = None,
+        prediction: dict[str, Any] | None = None,
+    ) -> Event:
+        """Legal? → written and fsynced → the state moves. Raises IllegalEventError and UnavailableError, nothing changed."""
+        assert self.service is not None
+        event = replace(event, seq=self._seq + 1, wall=wall_time())
+        with_event(self.service, rollout_id, event)
+        body = msgspec.to_builtins(event)
+        record = {"type": "event", "wall": event.wall, "rollout": rollout_id, "event": body}
+        if event.plan is not None:
+            digests = [event.plan.baseline.digest, event.plan.candidate.digest]
+            record |= {"manifest": manifest, "prediction": prediction, "digests": digests}
+        self._seq = self.journal.append(record)
+        if self._seq != event.seq:
+            raise IntegrityError(f"the journal gave number {self._seq} to event {event.seq}")
+        self._fold_prediction(record)
+        self._fold_event(rollout_id, event)
+        self._after(event)
+        return event
+
+    def _after(self, event: Event) -> None:
+        """What follows from an event for the things that are only remembered, not decided."""
+        rollout = self.last
+        match event.kind:
+            case Kind.STARTED:
+                self.clock.now = event.at
+                self._records = Records.open(self._records_path(rollout))
+                self.observation, self.verdict, self._seen_batches = None, UNSEEN, {}
+            case Kind.LEARNED:
+                assert rollout.learned is not None
+                self.observation = Observation(rollout.plan, rollout.learned)
+            case Kind.CLIMBED:
+                self._begin_step_if_new(rollout)
+            case Kind.PROMOTED | Kind.ROLLED_BACK:
+                self.baseline = Baseline()
+        if rollout.finished and self._records is not None:
+            self._records.close()
+            self._records = None
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _begin_step_if_new(self, rollout: Rollout) -> None:
+        if self.observation is None or rollout.step < 0 or rollout.ended:
+            return
+        assert self._records is not None
+        begun = Began(rollout.step, rollout.split_number, self.clock.now)
+        if all(entry.step != begun.step for entry in self._records.entries if isinstance(entry, Began)):
+            self._take(begun)
+
+    # ── observing ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def on_batch(self, router: str, batch: Batch) -> None:
+        """A batch of raw outcomes: written down, then counted; one that is known already is left out."""
+        if batch.number <= self._seen_batches.get(router, 0):
+            return
+        self._seen_batches[router] = batch.number
+        entry = Intake(router, self.clock.now, batch)
+        if self._judging:
+            self._take(entry)
+        else:
+            self._know(entry)
+        self.wake()
+
+    def on_router_gone(self, router: str) -> None:
+        """Nothing of a lost router is in flight any more."""
+        if self._judging:
+            self._take(Gone(router, self.clock.now))
+        self.wake()
+
+    @property
+    def _judging(self) -> bool:
+        return self.observation is not None and self.service is not None and self.service.running is not None
+
+    def _take(self, entry: Entry) -> None:
+        assert self.observation is not None
+        assert self._records is not None
+        try:
+            self._records.append(entry)
+        except UnavailableError:
+            # What is not written down does not count: evidence can only be less than it was.
+            self.left_out += len(entry.batch.id) if isinstance(entry, Intake) else 0
+            return
+        if isinstance(entry, Began):
+            self._records.entries.append(entry)
+        self.observation.fold(entry)
+
+    def _know(self, entry: Intake) -> None:
+        """Outside of evidence: what the live version answers is learnt from."""
+        if self.service is None:
+            return
+        split = self.service.split
+        live_arm = 1 if split.weight >= 100 else 0
+        rows = rows_of(entry.batch)
+        live = (
+            (rows.columns["arm"] == live_arm)
+            & (rows.columns["split"] >= self._first_known_split)
+            & ~rows.explicit
+        )
+        self.baseline.take_in(rows.take(live), entry)
+
+    @property
+    def _first_known_split(self) -> int:
+        """Outcomes of older splits may be of another live version."""
+        assert self.service is not None
+        rollout = self.service.rollout
+        if rollout is None:
+            return self.service.base_seq
+        if rollout.ended:
+            return rollout.split_number
+        return 0
+
+    # ── deciding and acting ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def last(self) -> Rollout:
+        """The last rollout; there must be one."""
+        assert self.service is not None
+        assert self.service.rollout is not None
+        return self.service.rollout
+
+    def wake(self) -> None:
+        """Tick as soon as the loop is free; many calls are one tick."""
+        if not self._awake:
+            self._awake = True
+            asyncio.get_running_loop().call_soon(self._tick_now)
+
+    def _tick_now(self) -> None:
+        self._awake = False
+        self.tick(time.monotonic())
+
+    def tick(self, monotonic: float) -> None:
+        """Observe → judge → decide → record → act. A failing step is an observation; the next tick tries again."""
+        now = self.clock.advance(monotonic)
+        if self.service is None:
+            return
+        self._checkpoint_clock(now)
+        rollout = self.service.rollout
+        while rollout is not None and not rollout.finished:
+            event = decide(rollout, self._judge(rollout), self._could_learn(rollout), now)
+            if event is None:
+                break
+            if event.verdict is not None:
+                event = replace(event, verdict=replace(self.full_verdict(), reason=event.verdict.reason))
+            self.record(rollout.id, event)
+            rollout = self.service.rollout
+        self.act(monotonic)
+
+    def act(self, monotonic: float) -> None:
+        """Ask for the workers and the traffic that the journal says; safe to repeat."""
+        assert self.service is not None
+        split = self.service.split
+        wanted = [*self.service.versions]
+        if self.trying is not None and self.trying not in wanted:
+            wanted.append(self.trying)
+        preferred = {version.digest: self._settings_of(version) for version in wanted}
+        for digest, settings in preferred.items():
+            if settings["id"] in self.workers.proven:
+                self._serving[digest] = settings["id"]
+        upstreams = self._upstreams(wanted)
+        ready = {upstream.digest for upstream in upstreams}
+        if desired := _possible(split, ready, self.traffic.ordered):
+            self.traffic.apply(desired, upstreams)
+        kept = {settings["id"] for settings in preferred.values()} | {
+            self._serving[digest] for digest in preferred if digest in self._serving
+        }
+        self.workers.want([self._settings[i] for i in self._linger(kept, desired, monotonic)])
+
+    def _upstreams(self, wanted: list[Version]) -> tuple[Upstream, ...]:
+        return tuple(
+            Upstream(version.version, version.digest, self._settings[self._serving[version.digest]]["socket"])
+            for version in wanted
+            if version.digest in self._serving
+        )
+
+    def _linger(self, kept: set[str], desired: Split | None, monotonic: float) -> list[str]:
+        """Workers that must run: the wanted ones, and for a while those that callers may still be waiting on."""
+        settled = desired is not None and self.traffic.confirmed == desired
+        grace = float(self.spec.get("timeout", 1.0)) + 1.0
+        for one in kept:
+            self._lingering[one] = monotonic + grace
+        if not settled:
+            for one in self._lingering:
+                self._lingering[one] = max(self._lingering[one], monotonic + grace)
+        self._lingering = {one: until for one, until in self._lingering.items() if until > monotonic}
+        return sorted(self._lingering)
+
+    def want_only(self, version: Version) -> None:
+        """Ask for one worker, before there is a service."""
+        self.workers.want([self._settings_of(version)])
+
+    def prediction_of(self, version: Version) -> dict[str, Any] | None:
+        """How the answers of this version are read."""
+        return self._predictions.get(version.digest)
+
+    def settings_id(self, version: Version) -> str:
+        """The id of the worker that this version should be served by."""
+        return str(self._settings_of(version)["id"])
+
+    def _settings_of(self, version: Version) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "model": self.spec["model"],
+            "version": version.version,
+            "digest": version.digest,
+            "file": str(self.store.path(version.digest)),
+            "prediction": self._predictions.get(version.digest),
+        }
+        identity = worker_id(settings)
+        full = {**settings, "id": identity, "socket": str(self.home.worker_sockets / f"{identity}.sock")}
+        self._settings[identity] = full
+        return full
+
+    def remember_prediction(self, version: Version, prediction: dict[str, Any] | None) -> Callable[[], None]:
+        """Serve this version with this way of reading its answer; the returned function takes it back."""
+        before = self._predictions.get(version.digest)
+        self._predictions[version.digest] = prediction
+
+        def undo() -> None:
+            self._predictions[version.digest] = before
+
+        return undo
+
+    def _could_learn(self, rollout: Rollout) -> Learned | None:
+        if rollout.learned is not None or rollout.ended:
+            return None
+        if self.settings_id(rollout.plan.candidate) not in self.workers.proven:
+            return None
+        return self.baseline.learn(rollout.plan)
+
+    def _judge(self, rollout: Rollout) -> Verdict:
+        """The verdict without its words: what is asked at every tick."""
+        if self.observation is None or rollout.ended:
+            return UNSEEN
+        result = self.observation.judge.result
+        if result is Result.INCONCLUSIVE:
+            return Verdict(result, self.verdict.reason)
+        return self.full_verdict()
+
+    def full_verdict(self) -> Verdict:
+        """The verdict with every number and word."""
+        if self.observation is None:
+            known = self.baseline.known
+            return Verdict(
+                Result.INCONCLUSIVE, f"waiting for baseline answers to learn from ({known} known so far)"
+            )
+        self.verdict = self.observation.judge.verdict()
+        return self.verdict
+
+    def _checkpoint_clock(self, now: float) -> None:
+        if self._records is None or now - self._checkpoint < 1.0:
+            return
+        self._checkpoint = now
+        if self.observation is not None and not self.last.ended:
+            self.full_verdict()
+        try:
+            self._records.append(Clock(now))
+        except UnavailableError:
+            return
+
+    # ── being waited for ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def confirmed(self, seconds: float) -> bool:
+        """Whether the routers read back, within this time, what the journal says."""
+        assert self.service is not None
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.act(time.monotonic())
+            read_back = self.traffic.confirmed
+            if read_back is not None and read_back == self.service.split:
+                return True
+            await asyncio.sleep(0.005)
+        return False
+
+    def states(self, rollout_id: str) -> list[tuple[Event, Rollout]]:
+        """Every event of a rollout so far, with the state that it led to."""
+        first, *rest = self.events.get(rollout_id, [])
+        seen = [(first, start(rollout_id, first))]
+        for event in rest:
+            seen.append((event, apply(seen[-1][1], event)))
+        return seen
+
+    async def follow(self, rollout_id: str, after: int) -> AsyncIterator[tuple[Event, Rollout]]:
+        """Events of a rollout as they happen, from after this number until the rollout is finished."""
+        while True:
+            news = self._news
+            states = self.states(rollout_id)
+            for event, state in states:
+                if event.seq > after:
+                    after = event.seq
+                    yield event, state
+            if states[-1][1].finished:
+                return
+            await news.wait()
+
+
+def _possible(split: Split, ready: set[str], ordered: Split | None) -> Split | None:
+    """What can be asked for now: weight goes only to versions that are ready, and nothing is taken away for them.
+
+    None: keep what is in force (a rollback to a version that must be loaded first holds the weight until it is).
+    """
+    baseline_ready = split.baseline.digest in ready
+    candidate_ready = split.candidate is not None and split.candidate.digest in ready
+    if (split.weight >= 100 or baseline_ready) and (split.weight <= 0 or candidate_ready):
+        return split
+    if ordered is None and baseline_ready and split.weight < 100:
+        return replace(
+            split, weight=0.0
+        )  # a service that starts in mid-rollout serves before its candidate is loaded
+    return None
+
+
+def wall_time() -> str:
+    """Now, for people only: no decision reads it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,104 @@
+"""The controller's end of the supervisor's channel: which workers are wanted, which are there, and how it all ends.
+
+The controller asks for the whole set of workers; the supervisor starts, restarts and stops them and says what became of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, cast
+
+from deployctl.errors import Exit
+
+
+def worker_id(settings: Mapping[str, Any]) -> str:
+    """The name of a worker: the same settings give the same one, other settings another (and another socket)."""
+    return blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What the supervisor says of one worker. `report` is the worker's own first line, when it had one."""
+
+    id: str
+    digest: str
+    pid: int
+    state: str
+    restarts: int = 0
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """Loaded, warmed and listening."""
+        return self.state == "ready"
+
+
+class SupervisorLink(asyncio.Protocol):
+    """JSON lines over the socketpair; the end of it is the end of the controller."""
+
+    def __init__(self, on_change: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.pids: dict[str, Any] = {"supervisor": 0, "routers": []}
+        self.proven: dict[str, Mapping[str, Any]] = {}
+        self._on_change = on_change
+        self._on_lost = on_lost
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+        self._asked: list[dict[str, Any]] | None = None
+
+    async def connect(self, control: socket.socket) -> None:
+        """Take over the inherited socketpair."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=control)
+
+    def want(self, settings: Sequence[dict[str, Any]]) -> None:
+        """Ask for exactly these workers; asking again for the same costs nothing."""
+        wanted = list(settings)
+        if wanted != self._asked:
+            self._asked = wanted
+            self._send({"workers": wanted})
+
+    def forget(self, identity: str) -> None:
+        """A worker that could not load is asked for anew when it is wanted again."""
+        self.workers.pop(identity, None)
+        self.want([settings for settings in self._asked or [] if settings["id"] != identity])
+
+    def start_router(self, settings: dict[str, Any]) -> None:
+        """Ask for the data plane."""
+        self._send({"router": settings})
+
+    def say(self, line: str, document: dict[str, Any]) -> None:
+        """Have the supervisor tell whoever started the service, in a line or as a document."""
+        self._send({"say": line, "document": document})
+
+    def exit(self, code: Exit, message: str) -> None:
+        """Have the supervisor end the whole service with this code and line."""
+        self._send({"exit": {"code": int(code), "message": message}})
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are of no common class
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            self._take(json.loads(line))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._on_lost()
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.workers = {worker["id"]: Worker(**worker) for worker in state.pop("workers")}
+        for worker in self.workers.values():
+            if worker.ready:
+                self.proven[worker.id] = worker.report["ready"]
+        self.pids = state
+        self._on_change()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._transport is not None
+        self._transport.write(json.dumps(message).encode() + b"\n")

@@ -1,0 +1,248 @@
+"""The e-processes: growth-optimal two-sample Bernoulli evidence with an affine margin, all rows in one array.
+
+An e-process starts at 1 and, while its null hypothesis holds, its expectation never exceeds 1 whenever one looks; so it
+passes 1/alpha with a probability of at most alpha (Ville's inequality; Ramdas, Grünwald, Vovk, Shafer, arXiv 2210.01948).
+Each row tests one null about a pair of rates (p0 of the baseline, p1 of the candidate):
+
+    harm   null p1 <= tau(p0) = relative * p0 + absolute       evidence that the candidate is worse than tolerated
+    safe   null p1 >= p0 + margin                              evidence that it is not worse by the margin
+
+For a block with n0 and n1 units and the realised share w = n1 / (n0 + n1), the factor of one alternative (p0, p1) is the
+likelihood ratio against the null point (q0, q1) that is nearest to it in the block's own mixture (reverse information
+projection; Turner, Ly, Grünwald, arXiv 2106.02693). Its expectation is at most 1 for every null pair, whatever the rates did
+before: the inequality of arithmetic and geometric means carries it from one unit to the block's realised counts. Alternatives
+come from the past only. Incidents shared by both arms, drift and weight changes therefore cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+HARM_GAPS = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.35, 0.65, 0.95])
+"""Fixed alternatives of a harm row: this much over the tolerance. They share half of its mass, a plug-in has the other."""
+
+ALTERNATIVES = len(HARM_GAPS) + 1
+_LOWEST, _HIGHEST = 1e-4, 0.995
+_NEWTON_STEPS = 9
+_RESTART_SECONDS = 30.0
+_RESTART_NORM = 1.07  # sum over j >= 1 of 1 / ((j + 2) ln²(j + 2)) is 1.069
+
+
+def project(p0: Array, p1: Array, w: Array, relative: Array, absolute: Array) -> tuple[Array, Array]:
+    """The null point (q0, q1 = relative * q0 + absolute) nearest to (p0, p1) in the mixture with share w.
+
+    All arguments broadcast. q0 is the root of `w relative (q1 - p1) q0 (1 - q0) + (1 - w) (q0 - p0) q1 (1 - q1)`, whose
+    sign changes once between p0 and the baseline rate that makes p1 tolerable; Newton's method, kept inside the bracket.
+    """
+    edge = (p1 - absolute) / relative
+    highest = (1.0 - 1e-9 - absolute) / relative
+    low = np.clip(np.minimum(p0, edge), 0.0, highest)
+    high = np.clip(np.maximum(p0, edge), 0.0, highest)
+    q = np.clip(w * edge + (1 - w) * p0, low, high)
+    for _ in range(_NEWTON_STEPS):
+        q1 = relative * q + absolute
+        a, b, c, d = q1 - p1, q - p0, q * (1 - q), q1 * (1 - q1)
+        value = w * relative * a * c + (1 - w) * b * d
+        slope = w * relative * (relative * c + a * (1 - 2 * q)) + (1 - w) * (d + b * relative * (1 - 2 * q1))
+        below = value < 0
+        low, high = np.where(below, q, low), np.where(below, high, q)
+        step = q - value / np.where(slope == 0, 1.0, slope)
+        q = np.where((step >= low) & (step <= high) & (slope > 0), step, 0.5 * (low + high))
+    return q, relative * q + absolute
+
+
+def log_factor(
+    counts: tuple[Array, Array, Array, Array],
+    p0: Array,
+    p1: Array,
+    relative: Array,
+    absolute: Array,
+) -> Array:
+    """Log of the block's factor for the alternative (p0, p1); `counts` are (n0, bad0, n1, bad1), all broadcast.
+
+    Exact by construction: the largest expectation that any null pair could give, which the projection brings to 1 up to its
+    rounding, is divided out, so an imprecise root costs evidence and never validity (a sloppy solver measured 1.014).
+    """
+    n0, k0, n1, k1 = counts
+    n = n0 + n1
+    w = n1 / np.maximum(n, 1)
+    q0, q1 = project(p0, p1, w, relative, absolute)
+    tiny = 1e-12
+    q0 = np.clip(q0, tiny, 1 - tiny)
+    q1 = np.clip(q1, tiny, 1 - tiny)
+    up1, down1, up0, down0 = p1 / q1, (1 - p1) / (1 - q1), p0 / q0, (1 - p0) / (1 - q0)
+    # The expectation is linear along the null's edge r1 = relative r0 + absolute: its largest value is at an end.
+    last = np.minimum((1 - absolute) / relative, 1.0)
+    at_start = w * (absolute * up1 + (1 - absolute) * down1) + (1 - w) * down0
+    r1 = np.minimum(relative * last + absolute, 1.0)
+    at_end = w * (r1 * up1 + (1 - r1) * down1) + (1 - w) * (last * up0 + (1 - last) * down0)
+    excess = np.log(np.maximum(np.maximum(at_start, at_end), 1.0))
+    return (
+        k1 * np.log(up1)
+        + (n1 - k1) * np.log(down1)
+        + k0 * np.log(up0)
+        + (n0 - k0) * np.log(down0)
+        - n * excess
+    )
+
+
+class Evidence:
+    """Rows of e-processes, advanced together by one block at a time.
+
+    `harm` (rows,) says which side a row is on; `relative` and `absolute` (rows,) give its null; `prior` (rows,) is the
+    baseline's rate before the rollout, used only to choose alternatives. Leading dimension `replicates`: independent
+    rollouts that are judged side by side (1 in production, thousands in a benchmark). Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        harm: NDArray[np.bool_],
+        relative: Array,
+        absolute: Array,
+        prior: Array,
+        *,
+        replicates: int = 1,
+        steps: int = 1,
+    ) -> None:
+        rows = len(harm)
+        self.harm = harm
+        self.relative = relative.astype(float)
+        self.absolute = absolute.astype(float)
+        self.prior = np.clip(prior.astype(float), _LOWEST, 0.9)
+        self.counts = np.zeros((4, replicates, rows))
+        """(n0, bad0, n1, bad1) of everything that was added, per replicate and row."""
+        mix = np.full((rows, ALTERNATIVES), 0.5 / len(HARM_GAPS))
+        mix[:, -1] = 0.5
+        mix[~harm, :] = 0.0
+        mix[~harm, -3:] = 1 / 3
+        with np.errstate(divide="ignore"):
+            self._log_mix = np.log(mix)
+        self._mass = np.full((replicates, rows, ALTERNATIVES), -np.inf)
+        self._unspent = np.ones((replicates, rows))
+        self._step_share = min(0.1, 0.3 / max(1, steps - 1))
+        self._restarts = np.zeros(rows, dtype=int)
+        self._began = np.zeros(rows)
+        self.start(np.ones(rows, dtype=bool), 0.0)
+
+    def start(self, rows: NDArray[np.bool_], at: float) -> None:
+        """Forget what these rows have seen and begin afresh, at this rollout time (seconds)."""
+        share = np.where(self.harm[rows], 0.5, 0.7)
+        self._mass[:, rows] = self._log_mix[rows] + np.log(share)[:, None]
+        self._unspent[:, rows] = 1.0 - share
+        self._restarts[rows] = 0
+        self._began[rows] = at
+
+    def renew_at_step(self, rows: NDArray[np.bool_]) -> None:
+        """Spend a part of the change-point budget: a fault may begin with the step that begins now."""
+        self._renew(rows, np.full(int(rows.sum()), self._step_share))
+
+    def add(self, counts: tuple[Array, Array, Array, Array], at: float) -> None:
+        """Advance every row by its block: (n0, bad0, n1, bad1), each (replicates, rows), at this rollout time.
+
+        A row whose block lacks one of the arms is left as it is: nothing can be compared.
+        """
+        self._renew_in_time(at)
+        n0, k0, n1, k1 = counts
+        usable = (n0 > 0) & (n1 > 0)
+        p0, p1, valid = self._alternatives()
+        block = (n0[..., None], k0[..., None], n1[..., None], k1[..., None])
+        factor = log_factor(block, p0, p1, self.relative[:, None], self.absolute[:, None])
+        self._mass += np.where(valid & usable[..., None], factor, 0.0)
+        self.counts += np.stack([np.where(usable, x, 0.0) for x in counts])
+
+    def log_evidence(self) -> Array:
+        """Log of each row's e-value, (replicates, rows)."""
+        top = np.maximum(self._mass.max(axis=-1), -700.0)
+        total = np.exp(self._mass - top[..., None]).sum(axis=-1)
+        with np.errstate(divide="ignore"):
+            grown = np.where(total > 0, np.log(total), -np.inf) + top
+            evidence: Array = np.logaddexp(grown, np.log(self._unspent))
+        return evidence
+
+    def _alternatives(self) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """p0, p1 and whether it is an alternative at all, (replicates, rows, ALTERNATIVES), from the past only."""
+        n0, k0, n1, k1 = self.counts
+        p0 = np.clip((k0 + 20 * self.prior) / (n0 + 20), _LOWEST, 0.9)
+        seen = np.clip((k1 + 2 * p0) / (n1 + 2), _LOWEST, _HIGHEST)
+        null = self.relative * p0 + self.absolute
+        p1 = np.empty((*p0.shape, ALTERNATIVES))
+        harm = self.harm
+        p1[:, harm, :-1] = np.minimum(null[:, harm, None] + HARM_GAPS, _HIGHEST)
+        p1[:, ~harm, :-2] = p0[:, ~harm, None]
+        p1[:, ~harm, -2] = np.maximum(0.7 * p0[:, ~harm], _LOWEST)
+        p1[..., -1] = seen
+        worse = p1 > null[..., None] + 1e-6
+        better = p1 < null[..., None] - 1e-6
+        return p0[..., None], p1, np.where(harm[:, None], worse, better)
+
+    def _renew_in_time(self, at: float) -> None:
+        due = ((at - self._began) // _RESTART_SECONDS).astype(int)
+        while (rows := due > self._restarts).any():
+            self._restarts[rows] += 1
+            j = self._restarts[rows] + 2
+            self._renew(rows, 0.2 / _RESTART_NORM / (j * np.log(j) ** 2))
+
+    def _renew(self, rows: NDArray[np.bool_], share: Array) -> None:
+        share = np.minimum(share, self._unspent[:, rows].min(axis=0))
+        self._unspent[:, rows] -= share
+        with np.errstate(divide="ignore"):
+            fresh = self._log_mix[rows] + np.log(share)[:, None]
+        self._mass[:, rows] = np.logaddexp(self._mass[:, rows], fresh)
+
+
+def growth(p0: float, p1: float, weight: float, relative: float, absolute: float) -> float:
+    """Expected growth of the log evidence per candidate unit, in nats: the best that any test of this null can do.
+
+    `weight` is the candidate's share as a fraction. log(1/beta) / growth is the known-truth bound on candidate units.
+    """
+    p0, p1 = max(p0, _LOWEST), max(p1, _LOWEST)
+    q0, q1 = project(
+        *(np.array([x]) for x in (p0, p1)), *(np.array([x]) for x in (weight, relative, absolute))
+    )
+    return _kl(p1, float(q1[0])) + (1 - weight) / weight * _kl(p0, float(q0[0]))
+
+
+def _kl(p: float, q: float) -> float:
+    total = 0.0
+    if p > 0:
+        total += p * math.log(p / q)
+    if p < 1:
+        total += (1 - p) * math.log((1 - p) / (1 - q))
+    return total
+
+
+def confidence_sequence(n: int, bad: int, alpha: float) -> tuple[float, float]:
+    """An interval for a rate that holds at all times at once with probability 1 - alpha (Beta(1/2, 1/2) mixture).
+
+    Robbins' method of mixtures: the mixture's likelihood over that of p exceeds 1/alpha for the true p with probability
+    alpha at most. Assumes a constant rate; the verdict itself does not.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    log_mixture = (
+        math.lgamma(bad + 0.5) + math.lgamma(n - bad + 0.5) - math.lgamma(n + 1.0) - 2 * math.lgamma(0.5)
+    )
+
+    def excluded(p: float) -> bool:
+        return log_mixture - (bad * math.log(p) + (n - bad) * math.log1p(-p)) >= math.log(1 / alpha)
+
+    centre = min(max(bad / n, 1e-12), 1 - 1e-12)
+    return _edge(1e-12, centre, excluded), _edge(1 - 1e-12, centre, excluded)
+
+
+def _edge(outside: float, inside: float, excluded: object) -> float:
+    assert callable(excluded)
+    if not excluded(outside):
+        return 0.0 if outside < inside else 1.0
+    for _ in range(50):
+        middle = 0.5 * (outside + inside)
+        if excluded(middle):
+            outside = middle
+        else:
+            inside = middle
+    return outside

@@ -1,0 +1,122 @@
+"""A strategy compiled to data: a Plan is a list of Steps, a step is a Split and a Gate.
+
+Plans are written into the journal when a rollout starts, so editing a manifest cannot move a running rollout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+MAX_MARGIN = 0.5
+"""A step margin never exceeds 50 points (research note: stats 5.6)."""
+
+
+class Phase(Enum):
+    """Where a rollout is, in the words that `status` prints."""
+
+    PENDING = "pending"
+    PROGRESSING = "progressing"
+    PAUSED = "paused"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled_back"
+    RETIRED = "retired"
+
+
+class OnInconclusive(Enum):
+    """What a step does when its time is over and the evidence is not enough."""
+
+    ROLLBACK = "rollback"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A human label and the bytes behind it; versions are compared by digest."""
+
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The whole desired traffic: who is served by whom. `number` identifies it in every outcome.
+
+    `weight` and `mirror` are percentages of callers, 0 to 100. `salt` is the rollout id.
+    """
+
+    number: int
+    baseline: Version
+    candidate: Version | None = None
+    weight: float = 0.0
+    mirror: float = 0.0
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRule:
+    """What the manifest says of one metric. Rates and margins are fractions (0.005 is 0.5 %).
+
+    For latency `tolerance_absolute` is in milliseconds and `margin` in requests over the learnt thresholds.
+    `margin` None means the default that is computed from the baseline's own rate and frozen at the start.
+    """
+
+    name: str
+    tolerance_relative: float
+    tolerance_absolute: float
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How much harm must be excluded before the rollout moves on from a step.
+
+    `next_weight` is the share of callers (percent) that the next step would put at risk.
+    """
+
+    next_weight: float
+    last: bool = False
+
+    def margin(self, metric_margin: float) -> float:
+        """The margin that fresh evidence of this step must exclude: the smaller the next step, the wider.
+
+        At the last step twice the metric's margin; the margin itself is then asked of the whole rollout.
+        """
+        if self.last:
+            return min(MAX_MARGIN, 2 * metric_margin)
+        return min(MAX_MARGIN, metric_margin / (self.next_weight / 100))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One split and the gate that leads out of it. Durations are seconds of rollout time."""
+
+    weight: float
+    gate: Gate | None
+    mirror: float = 0.0
+    dwell: float = 0.0
+    awaits_person: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything a rollout needs to know about itself; written down once, at its start.
+
+    `passed` and `failed` are the phases that the last gate and a harm verdict lead to: a canary is promoted or
+    rolled back, a shadow is retired either way. `unit` is what is randomised: "request" or "key".
+    """
+
+    strategy: str
+    baseline: Version
+    candidate: Version
+    steps: tuple[Step, ...]
+    metrics: tuple[MetricRule, ...]
+    alpha: float = 0.01
+    beta: float = 0.05
+    step_timeout: float | None = None
+    on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
+    keep_warm: float | None = None
+    unit: str = "request"
+    classes: tuple[str, ...] = ()
+    passed: Phase = Phase.PROMOTED
+    failed: Phase = Phase.ROLLED_BACK

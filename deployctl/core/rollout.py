@@ -1,0 +1,384 @@
+"""The rollout machine: a rollout is the fold of its events, and this table is all that may happen to it.
+
+Two rules. Everything that changes a rollout is an Event that `apply` accepts; an illegal one is an error and nothing has
+changed. And `decide` only proposes: time, verdicts and what was seen are its arguments, so the same history decides the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from deployctl.core.plan import OnInconclusive, Phase, Plan, Split, Step, Version
+from deployctl.core.verdict import Result, Verdict
+
+DEFAULT_STEP_TIMEOUT = 1800.0
+"""Seconds a step may go on after its dwell where neither the manifest nor the traffic says otherwise."""
+
+
+class Kind(Enum):
+    """What can happen to a rollout."""
+
+    STARTED = "started"
+    LEARNED = "learned"
+    CLIMBED = "climbed"
+    AWAITED = "awaited"
+    HELD = "held"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled_back"
+    RETIRED = "retired"
+    FINISHED = "finished"
+
+
+class Cause(Enum):
+    """Why it happened: evidence, a person, too little evidence in time, or time alone."""
+
+    EVIDENCE = "evidence"
+    PERSON = "person"
+    INCONCLUSIVE = "inconclusive"
+    TIME = "time"
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What was learnt of the baseline before the candidate's first request, frozen for the whole rollout.
+
+    `thresholds` (milliseconds) for latency; `rates` and `margins` (fractions) per metric, one for each component;
+    `step_timeout` in seconds; `answers` is how many known baseline answers it rests on.
+    """
+
+    thresholds: tuple[float, ...]
+    rates: dict[str, tuple[float, ...]]
+    margins: dict[str, tuple[float, ...]]
+    step_timeout: float
+    answers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened, as the journal has it. `at` is rollout time: seconds watched by a controller.
+
+    `seq` is its number in the service's journal; where the event moves traffic it becomes the split's number.
+    """
+
+    seq: int
+    kind: Kind
+    at: float
+    by: str
+    cause: Cause
+    reason: str = ""
+    step: int | None = None
+    plan: Plan | None = None
+    learned: Learned | None = None
+    verdict: Verdict | None = None
+    wall: str = ""
+
+
+Change = Callable[["Rollout", Event], "Rollout"]
+
+
+class IllegalEventError(Exception):
+    """An event that cannot happen to a rollout in this phase; nothing was changed."""
+
+
+TRANSITIONS: dict[Phase | None, dict[Kind, Phase | None]] = {
+    None: {Kind.STARTED: Phase.PENDING},
+    Phase.PENDING: {
+        Kind.LEARNED: Phase.PENDING,
+        Kind.CLIMBED: Phase.PROGRESSING,
+        Kind.PAUSED: Phase.PAUSED,
+        Kind.HELD: Phase.PAUSED,
+        Kind.PROMOTED: Phase.PROMOTED,
+        Kind.ROLLED_BACK: Phase.ROLLED_BACK,
+        Kind.RETIRED: Phase.RETIRED,
+    },
+    Phase.PROGRESSING: {
+        Kind.CLIMBED: Phase.PROGRESSING,
+        Kind.AWAITED: Phase.PAUSED,
+        Kind.HELD: Phase.PAUSED,
+        Kind.PAUSED: Phase.PAUSED,
+        Kind.PROMOTED: Phase.PROMOTED,
+        Kind.ROLLED_BACK: Phase.ROLLED_BACK,
+        Kind.RETIRED: Phase.RETIRED,
+    },
+    Phase.PAUSED: {
+        Kind.LEARNED: Phase.PAUSED,
+        Kind.CLIMBED: None,  # a person passes the wait; a pause of their own stays
+        Kind.PAUSED: Phase.PAUSED,
+        Kind.RESUMED: None,  # back to what it was before, unless something else is waited for
+        Kind.PROMOTED: Phase.PROMOTED,
+        Kind.ROLLED_BACK: Phase.ROLLED_BACK,
+        Kind.RETIRED: Phase.RETIRED,
+    },
+    Phase.PROMOTED: {Kind.ROLLED_BACK: Phase.ROLLED_BACK, Kind.FINISHED: Phase.PROMOTED},
+    Phase.ROLLED_BACK: {},
+    Phase.RETIRED: {},
+}
+"""Phase → what may happen → the phase it leads to; None means that `apply` works it out of what is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One attempt to replace the baseline by the candidate: the state that its events add up to.
+
+    `step` is -1 before the first weight. `split_number` names the split in force, `step_split` that of the step. `waits_for`
+    is what a person must pass: "person" (a `pause: {}`) or "hold". `idle` are the seconds of this step spent waiting for one.
+    """
+
+    id: str
+    plan: Plan
+    phase: Phase = Phase.PENDING
+    step: int = -1
+    split_number: int = 0
+    step_began: float = 0.0
+    waits_for: str | None = None
+    paused: bool = False
+    idle_since: float | None = None
+    idle: float = 0.0
+    learned: Learned | None = None
+    ended_by: Event | None = None
+    finished: bool = False
+    at: float = 0.0
+    last_seq: int = 0
+
+    @property
+    def current(self) -> Step | None:
+        """The step it is on, None before the first."""
+        return self.plan.steps[self.step] if self.step >= 0 else None
+
+    @property
+    def weight(self) -> float:
+        """Share of callers (percent) that the candidate should be answering now."""
+        if self.phase is Phase.PROMOTED:
+            return 100.0
+        if self.phase in {Phase.ROLLED_BACK, Phase.RETIRED} or self.current is None:
+            return 0.0
+        return self.current.weight
+
+    @property
+    def ended(self) -> bool:
+        """Whether the gate is done with it: promoted, rolled back or retired."""
+        return self.phase in {Phase.PROMOTED, Phase.ROLLED_BACK, Phase.RETIRED}
+
+    @property
+    def live(self) -> Version:
+        """The version that callers are served by when nothing else is being tried."""
+        return self.plan.candidate if self.phase is Phase.PROMOTED else self.plan.baseline
+
+
+def start(rollout_id: str, event: Event) -> Rollout:
+    """A rollout from its first event. Raises IllegalEventError for any other kind."""
+    if event.kind is not Kind.STARTED or event.plan is None:
+        raise IllegalEventError(
+            f"a rollout begins with 'started' and its plan, not with {event.kind.value!r}"
+        )
+    return Rollout(
+        id=rollout_id,
+        plan=event.plan,
+        split_number=event.seq,
+        at=event.at,
+        step_began=event.at,
+        last_seq=event.seq,
+    )
+
+
+def apply(rollout: Rollout, event: Event) -> Rollout:
+    """The rollout after this event. Raises IllegalEventError, and nothing has changed, when it cannot happen."""
+    legal = TRANSITIONS[rollout.phase]
+    if event.kind not in legal:
+        raise IllegalEventError(
+            f"{event.kind.value!r} cannot happen to a rollout that is {rollout.phase.value}"
+        )
+    if rollout.finished and event.cause is not Cause.PERSON:
+        raise IllegalEventError(f"only a person may roll back the finished rollout {rollout.id}")
+    if event.at < rollout.at or event.seq <= rollout.last_seq:
+        raise IllegalEventError(f"event {event.seq} at {event.at} comes after one that is later")
+    changed = replace(_CHANGES[event.kind](rollout, event), at=event.at, last_seq=event.seq)
+    after = legal[event.kind]
+    return replace(changed, phase=after if after is not None else _phase_of(changed))
+
+
+def decide(rollout: Rollout, verdict: Verdict, learned: Learned | None, now: float) -> Event | None:
+    """What should happen now, or None. `learned` is what could be frozen of the baseline so far.
+
+    The automatic actor stops and rolls back on harm at any time; it moves on only with evidence. `seq` and `wall` of the
+    event are the writer's to fill in.
+    """
+    if rollout.ended:
+        return _decide_after(rollout, now)
+    if verdict.result is Result.FAIL:
+        return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
+    if rollout.learned is None and learned is not None:
+        return Event(0, Kind.LEARNED, now, "controller", Cause.TIME, _learned_words(learned), learned=learned)
+    if rollout.phase is Phase.PAUSED:
+        return None  # a paused rollout keeps its weight and is still watched for harm
+    if rollout.phase is Phase.PENDING:
+        if rollout.learned is not None:
+            return Event(0, Kind.CLIMBED, now, "gate", Cause.TIME, "the candidate is ready", step=0)
+        return _inconclusive_if_late(rollout, verdict, now)
+    return _decide_step(rollout, verdict, now)
+
+
+def split_for(rollout: Rollout) -> Split:
+    """The whole desired traffic of this rollout, safe to ask for again and again."""
+    step = rollout.current
+    mirror = step.mirror if step is not None and not rollout.ended else 0.0
+    return Split(
+        number=rollout.split_number,
+        baseline=rollout.plan.baseline,
+        candidate=rollout.plan.candidate,
+        weight=rollout.weight,
+        mirror=mirror,
+        salt=rollout.id,
+    )
+
+
+def versions_for(rollout: Rollout) -> tuple[Version, ...]:
+    """The versions that must be loaded: both while it runs and, unless `keepWarm` is over, after a promotion."""
+    if rollout.phase in {Phase.ROLLED_BACK, Phase.RETIRED}:
+        return (rollout.plan.baseline,)
+    if rollout.finished and rollout.plan.keep_warm is not None:
+        return (rollout.plan.candidate,)
+    return (rollout.plan.baseline, rollout.plan.candidate)
+
+
+def _decide_step(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
+    step = rollout.current
+    assert step is not None
+    if now - rollout.step_began < step.dwell:
+        return None
+    if verdict.result is not Result.PASS:
+        return _inconclusive_if_late(rollout, verdict, now)
+    if step.awaits_person:
+        words = f"the gate at {step.weight:g} % is passed; a person promotes"
+        return Event(0, Kind.AWAITED, now, "gate", Cause.EVIDENCE, words, verdict=verdict)
+    return pass_step(rollout, now, "gate", Cause.EVIDENCE, verdict.reason, verdict)
+
+
+def pass_step(
+    rollout: Rollout, now: float, by: str, cause: Cause, reason: str, verdict: Verdict | None = None
+) -> Event:
+    """The event that leads out of the current step: the next one, or the plan's end."""
+    following = rollout.step + 1
+    if following < len(rollout.plan.steps):
+        return Event(0, Kind.CLIMBED, now, by, cause, reason, step=following, verdict=verdict)
+    kind = Kind.PROMOTED if rollout.plan.passed is Phase.PROMOTED else Kind.RETIRED
+    return Event(0, kind, now, by, cause, reason, verdict=verdict)
+
+
+def _inconclusive_if_late(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
+    dwell = rollout.current.dwell if rollout.current else 0.0
+    if now - rollout.step_began - rollout.idle < dwell + step_timeout(rollout):
+        return None
+    reason = f"not enough evidence within the step's time: {verdict.reason}"
+    late = replace(verdict, reason=reason)
+    if rollout.plan.on_inconclusive is OnInconclusive.HOLD:
+        return Event(0, Kind.HELD, now, "gate", Cause.INCONCLUSIVE, reason, verdict=late)
+    return _end(rollout, rollout.plan.failed, now, Cause.INCONCLUSIVE, late)
+
+
+def step_timeout(rollout: Rollout) -> float:
+    """Seconds that a step may last beyond its dwell: the manifest's, else what the traffic asks for."""
+    if rollout.plan.step_timeout is not None:
+        return rollout.plan.step_timeout
+    return rollout.learned.step_timeout if rollout.learned else DEFAULT_STEP_TIMEOUT
+
+
+def _end(rollout: Rollout, phase: Phase, now: float, cause: Cause, verdict: Verdict) -> Event:
+    kind = Kind.RETIRED if phase is Phase.RETIRED else Kind.ROLLED_BACK
+    return Event(0, kind, now, "gate", cause, verdict.reason, step=rollout.step, verdict=verdict)
+
+
+def _decide_after(rollout: Rollout, now: float) -> Event | None:
+    if rollout.phase is not Phase.PROMOTED or rollout.finished:
+        return None
+    if now - rollout.step_began >= (rollout.plan.keep_warm or 0.0):
+        return Event(0, Kind.FINISHED, now, "controller", Cause.TIME, "nothing is left to watch")
+    return None
+
+
+def _learned_words(learned: Learned) -> str:
+    if not learned.thresholds:
+        return f"learnt from {learned.answers} baseline answers"
+    limits = " / ".join(f"{threshold:.3g}" for threshold in learned.thresholds)
+    return f"learnt from {learned.answers} baseline answers: latency p50 / p90 / p95 / p99 {limits} ms"
+
+
+def _phase_of(rollout: Rollout) -> Phase:
+    if rollout.paused or rollout.waits_for:
+        return Phase.PAUSED
+    return Phase.PENDING if rollout.step < 0 else Phase.PROGRESSING
+
+
+def _enter_step(rollout: Rollout, event: Event) -> Rollout:
+    assert event.step is not None
+    if event.step != rollout.step + 1:
+        raise IllegalEventError(f"step {event.step} does not follow step {rollout.step}")
+    return replace(
+        rollout,
+        step=event.step,
+        split_number=event.seq,
+        step_began=event.at,
+        waits_for=None,
+        idle_since=event.at if rollout.paused else None,
+        idle=0.0,
+    )
+
+
+def _wait(waits_for: str | None, *, paused: bool | None = None) -> Change:
+    def change(rollout: Rollout, event: Event) -> Rollout:
+        return replace(
+            rollout,
+            waits_for=waits_for or rollout.waits_for,
+            paused=rollout.paused if paused is None else paused,
+            idle_since=rollout.idle_since if rollout.idle_since is not None else event.at,
+        )
+
+    return change
+
+
+def _resume(rollout: Rollout, event: Event) -> Rollout:
+    if not rollout.paused:
+        raise IllegalEventError("nobody has paused this rollout")
+    if rollout.waits_for:
+        return replace(rollout, paused=False)
+    waited = event.at - rollout.idle_since if rollout.idle_since is not None else 0.0
+    return replace(rollout, paused=False, idle_since=None, idle=rollout.idle + waited)
+
+
+def _finish(rollout: Rollout, event: Event) -> Rollout:
+    if rollout.finished:
+        raise IllegalEventError(f"rollout {rollout.id} is finished already")
+    return replace(rollout, finished=True, ended_by=rollout.ended_by or event)
+
+
+def _end_with(*, finished: bool) -> Change:
+    def change(rollout: Rollout, event: Event) -> Rollout:
+        return replace(
+            rollout,
+            split_number=event.seq,
+            step_began=event.at,
+            waits_for=None,
+            paused=False,
+            ended_by=event,
+            finished=finished,
+        )
+
+    return change
+
+
+_CHANGES: dict[Kind, Change] = {
+    Kind.LEARNED: lambda rollout, event: replace(rollout, learned=event.learned),
+    Kind.CLIMBED: _enter_step,
+    Kind.AWAITED: _wait("person"),
+    Kind.HELD: _wait("hold"),
+    Kind.PAUSED: _wait(None, paused=True),
+    Kind.RESUMED: _resume,
+    Kind.PROMOTED: _end_with(finished=False),
+    Kind.ROLLED_BACK: _end_with(finished=True),
+    Kind.RETIRED: _end_with(finished=True),
+    Kind.FINISHED: _finish,
+}

@@ -1,0 +1,70 @@
+"""The life of a service: live and previous version are the fold of its whole journal, a rollout the fold of its part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from deployctl.core.plan import Phase, Plan, Split, Version
+from deployctl.core.rollout import Event, Rollout, apply, split_for, start, versions_for
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the journal adds up to. `base` is the version that the service was first started with."""
+
+    base: Version
+    base_seq: int = 1
+    live: Version | None = None
+    previous: Version | None = None
+    rollouts: tuple[Rollout, ...] = ()
+    known: dict[str, Version] = field(default_factory=dict)
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The last rollout, running or not."""
+        return self.rollouts[-1] if self.rollouts else None
+
+    @property
+    def running(self) -> Rollout | None:
+        """The rollout that the gate still has to do with, or None."""
+        last = self.rollout
+        return last if last is not None and not last.ended else None
+
+    @property
+    def split(self) -> Split:
+        """The whole desired traffic."""
+        last = self.rollout
+        return split_for(last) if last is not None else Split(self.base_seq, self.base)
+
+    @property
+    def versions(self) -> tuple[Version, ...]:
+        """The versions that must be loaded."""
+        last = self.rollout
+        return versions_for(last) if last is not None else (self.base,)
+
+
+def serve(version: Version, seq: int) -> Service:
+    """A service that starts with this version and nothing else."""
+    return Service(version, seq, live=version, known={version.version: version})
+
+
+def with_event(service: Service, rollout_id: str, event: Event) -> Service:
+    """The service after an event of one of its rollouts. Raises IllegalEventError and leaves everything as it was."""
+    last = service.rollout
+    if last is None or last.id != rollout_id:
+        begun = start(rollout_id, event)
+        known = service.known | _labels(begun.plan)
+        return replace(service, rollouts=(*service.rollouts, begun), known=known)
+    moved = apply(last, event)
+    changed = replace(service, rollouts=(*service.rollouts[:-1], moved))
+    if moved.phase is last.phase:
+        return changed
+    if moved.phase is Phase.PROMOTED:
+        return replace(changed, live=moved.plan.candidate, previous=moved.plan.baseline)
+    if last.phase is Phase.PROMOTED:
+        return replace(changed, live=moved.plan.baseline, previous=None)
+    return changed
+
+
+def _labels(plan: Plan) -> dict[str, Version]:
+    return {version.version: version for version in (plan.baseline, plan.candidate)}

@@ -1,0 +1,1 @@
+"""YAML to Manifest: strict, with the position of every problem."""

@@ -1,0 +1,166 @@
+"""The text of a manifest to a Manifest, or to everything that is wrong with it.
+
+A pure function of its arguments: which engines and metrics exist is told by the caller, no file is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from deployctl.core.plan import MetricRule, OnInconclusive
+from deployctl.core.strategies import Canary, CanaryStep
+from deployctl.manifest import schema
+from deployctl.manifest.loader import BrokenYamlError, Mark, Tree, read_yaml
+from deployctl.manifest.manifest import (
+    Manifest,
+    ModelRef,
+    Prediction,
+    Service,
+    differing_keys,
+    plan,
+    service_spec,
+)
+from deployctl.manifest.problems import ManifestError, Problem, findings
+from deployctl.manifest.quantities import shown
+from deployctl.manifest.rules import absolute_tolerance, broken_rules, missing_values
+
+__all__ = [
+    "Manifest",
+    "ManifestError",
+    "ModelRef",
+    "Prediction",
+    "Service",
+    "differing_keys",
+    "load",
+    "plan",
+    "service_spec",
+]
+
+TOLERANCE_RELATIVE = 0.1
+TOLERANCE_ABSOLUTE = 0.001
+TOLERANCE_ABSOLUTE_LATENCY_MS = 5.0
+"""Two identical local workers differ by less than this; a relative tolerance alone rolls back good versions."""
+
+
+def load(
+    text: bytes, source: str, *, engines: Collection[str], metrics: Collection[str], base: Path
+) -> Manifest:
+    """The manifest that this text is. `source` is how its name is printed, `base` where its paths start.
+
+    Raises ManifestError with every problem at once; where the YAML itself is broken, only with that one.
+    """
+    try:
+        tree = read_yaml(text)
+    except BrokenYamlError as error:
+        raise ManifestError([_problem(source, error.mark, error.message)]) from error
+    found, document = list(tree.problems), None
+    if isinstance(tree.value, dict):
+        more, document = _checked(tree, {"engine": engines, "metric": metrics})
+        found += more
+    elif not found:
+        found.append((tree.at_value(()), _no_mapping(tree)))
+    if found or document is None:
+        raise ManifestError(_problem(source, mark, message) for mark, message in found)
+    return _manifest(document, text.decode("utf-8-sig"), source, base)
+
+
+def _checked(
+    tree: Tree, known: dict[str, Collection[str]]
+) -> tuple[list[tuple[Mark, str]], schema.Document | None]:
+    """What the schema and the rules find; both always run."""
+    broken = list(missing_values(tree))
+    tree.unread.update(finding.path for finding in broken)
+    broken += broken_rules(tree, known["metric"])
+    found = [
+        (tree.at_key(one.path) if one.at_key else tree.at_value(one.path), one.message) for one in broken
+    ]
+    try:
+        return found, schema.Document.model_validate(tree.value, context=known)
+    except ValidationError as error:
+        return [*found, *findings(error, tree)], None
+
+
+def _no_mapping(tree: Tree) -> str:
+    if tree.value is None:
+        return "the file is empty; `deployctl init` writes a manifest to start from"
+    return f"a manifest is a mapping that starts with apiVersion, not {shown(tree.value)}"
+
+
+def _problem(source: str, mark: Mark, message: str) -> Problem:
+    return Problem(source, mark.line, mark.column, message)
+
+
+def _manifest(document: schema.Document, text: str, source: str, base: Path) -> Manifest:
+    spec = document.spec
+    canary = spec.strategy.canary if spec.strategy is not None else None
+    analysis = spec.analysis or schema.Analysis()
+    return Manifest(
+        source=source,
+        text=text,
+        name=document.metadata.name,
+        service=_service(spec.service, document.metadata.name),
+        baseline=_model_ref(spec.baseline, base),
+        candidate=None if spec.candidate is None else _model_ref(spec.candidate, base),
+        prediction=None if spec.prediction is None else _prediction(spec.prediction),
+        strategy=None if canary is None else Canary(_canary_steps(canary), canary.min_dwell, canary.bake),
+        step_timeout=None if canary is None else canary.step_timeout,
+        on_inconclusive=OnInconclusive("rollback" if canary is None else canary.on_inconclusive),
+        keep_warm=None if canary is None else canary.keep_warm,
+        alpha=analysis.alpha,
+        beta=analysis.beta,
+        metrics=tuple(_rule(entry) for entry in analysis.metrics),
+    )
+
+
+def _service(written: schema.Service, name: str) -> Service:
+    host, _, port = written.listen.rpartition(":")
+    key = written.routing_key
+    return Service(
+        host=host.strip("[]"),
+        port=int(port),
+        model=written.model or name,
+        routing_key=None if key is None else key.removeprefix("header:").lower(),
+        timeout=written.timeout,
+        engine=written.engine,
+    )
+
+
+def _model_ref(written: schema.Model, base: Path) -> ModelRef:
+    path = Path(os.path.abspath(base / schema.file_path(written.uri)))  # noqa: PTH100 - resolve() would read the disk
+    return ModelRef(written.version, path, written.digest)
+
+
+def _prediction(written: schema.Prediction) -> Prediction:
+    below = None if written.null_if is None else written.null_if.confidence_below
+    return Prediction(written.output, written.read, written.classes or (), below)
+
+
+def _canary_steps(canary: schema.Canary) -> tuple[CanaryStep, ...]:
+    """The weights below 100 %, each with the pauses that follow it: their durations add up."""
+    steps: list[CanaryStep] = []
+    for written in canary.steps:
+        steps += [CanaryStep(weight) for weight in written.weights() if weight < 100]
+        if written.pause is not None:
+            last, pause = steps[-1], written.pause.duration
+            steps[-1] = CanaryStep(
+                last.weight, last.pause + (pause or 0.0), last.awaits_person or pause is None
+            )
+    return tuple(steps)
+
+
+def _rule(written: schema.MetricEntry) -> MetricRule:
+    """A part of the tolerance that is not written has its default; `0%` turns it off."""
+    tolerance = written.tolerance or schema.Tolerance()
+    absolute = TOLERANCE_ABSOLUTE_LATENCY_MS if written.name == "latency" else TOLERANCE_ABSOLUTE
+    return MetricRule(
+        name=written.name,
+        tolerance_relative=TOLERANCE_RELATIVE if tolerance.relative is None else tolerance.relative,
+        tolerance_absolute=(
+            absolute if tolerance.absolute is None else absolute_tolerance(written.name, tolerance.absolute)
+        ),
+        margin=written.margin,
+    )

@@ -1,0 +1,118 @@
+"""A valid manifest as values: what the rest of the program sees, and the plan that it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployctl.core.plan import MetricRule, OnInconclusive, Plan, Version
+from deployctl.core.strategies import STRATEGIES, Canary
+from deployctl.errors import InvalidError
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`spec.service`: what callers see; fixed while the service runs. `routing_key` is a lower-case header name."""
+
+    host: str
+    port: int
+    model: str
+    routing_key: str | None
+    timeout: float
+    engine: str
+
+    @property
+    def listen(self) -> str:
+        """HOST:PORT as it is written; an IPv6 address stands in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """One version: its label, the file's absolute path, and the digest that the manifest demands, if any."""
+
+    version: str
+    path: Path
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """How an answer is read from the output tensors. Without classes the label of argmax is the index."""
+
+    output: str
+    read: str
+    classes: tuple[str, ...]
+    confidence_below: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One manifest in force, with the defaults filled in. Durations are seconds.
+
+    `text` is what was read: the journal keeps it, so that editing the file cannot move a running rollout.
+    """
+
+    source: str
+    text: str
+    name: str
+    service: Service
+    baseline: ModelRef
+    candidate: ModelRef | None
+    prediction: Prediction | None
+    strategy: Canary | None
+    step_timeout: float | None
+    on_inconclusive: OnInconclusive
+    keep_warm: float | None
+    alpha: float
+    beta: float
+    metrics: tuple[MetricRule, ...]
+
+
+def plan(manifest: Manifest, baseline: Version, candidate: Version) -> Plan:
+    """The plan of a rollout between these two versions.
+
+    Raises InvalidError where the manifest is one of a service with a single version.
+    """
+    if manifest.candidate is None:
+        raise InvalidError(
+            f"{manifest.source}: names no candidate under 'spec', so there is nothing to roll out"
+        )
+    if manifest.strategy is None:
+        raise InvalidError(
+            f"{manifest.source}: names no strategy under 'spec', so there is nothing to follow"
+        )
+    return Plan(
+        strategy=next(name for name, kind in STRATEGIES.items() if kind is type(manifest.strategy)),
+        baseline=baseline,
+        candidate=candidate,
+        steps=manifest.strategy.steps(),
+        metrics=manifest.metrics,
+        alpha=manifest.alpha,
+        beta=manifest.beta,
+        step_timeout=manifest.step_timeout,
+        on_inconclusive=manifest.on_inconclusive,
+        keep_warm=manifest.keep_warm,
+        unit="request" if manifest.service.routing_key is None else "key",
+        classes=manifest.prediction.classes if manifest.prediction else (),
+        passed=manifest.strategy.passed,
+        failed=manifest.strategy.failed,
+    )
+
+
+def service_spec(manifest: Manifest) -> dict[str, Any]:
+    """`spec.service` with its defaults, by YAML key: what a running service is compared with."""
+    service = manifest.service
+    return {
+        "listen": service.listen,
+        "model": service.model,
+        "routingKey": None if service.routing_key is None else f"header:{service.routing_key}",
+        "timeout": service.timeout,
+        "engine": service.engine,
+    }
+
+
+def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The keys of `spec.service` in which two manifests differ."""
+    return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]

@@ -1,0 +1,166 @@
+"""Rules between the keys of a manifest, checked on the plain tree.
+
+They run whatever else is wrong, so that every problem is seen at once; a rule says nothing of what it cannot read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from deployctl.manifest.loader import Path, Tree
+from deployctl.manifest.quantities import percentage, seconds, shown
+from deployctl.manifest.schema import MAX_STEPS, Model, Step, file_path
+
+T = TypeVar("T")
+
+PREDICTION_METRICS = ("null-rate", "label-error-rate")
+"""Metrics that look at the answer itself, so the manifest must say how it is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A broken rule; `at_key` points at the key instead of its value."""
+
+    path: Path
+    message: str
+    at_key: bool = False
+
+
+def broken_rules(tree: Tree, metrics: Collection[str]) -> Iterator[Finding]:
+    """Everything that the sections of this manifest contradict each other in; `metrics` are the known names."""
+    spec = _mapping(_mapping(tree.value).get("spec"))
+    yield from _versions_agree(spec)
+    yield from _steps_climb(spec)
+    yield from _something_is_watched(spec)
+    yield from _metrics_are_distinct(spec)
+    yield from _answers_are_read(spec)
+    yield from _tolerances_fit(spec, metrics)
+
+
+def missing_values(tree: Tree) -> Iterator[Finding]:
+    """Keys and list items with nothing behind them."""
+    for path in tree.values:
+        if path and path not in tree.unread and path in tree.texts and _value_at(tree.value, path) is None:
+            name = repr(path[-1]) if isinstance(path[-1], str) else "the list item"
+            yield Finding(path, f"{name} has no value; write one or leave it out", at_key=True)
+
+
+def _versions_agree(spec: dict[str, Any]) -> Iterator[Finding]:
+    baseline, candidate = (_read(Model.model_validate, spec.get(role)) for role in ("baseline", "candidate"))
+    if baseline is None or candidate is None or baseline.version != candidate.version:
+        return
+    if baseline.digest and candidate.digest:
+        same = baseline.digest == candidate.digest
+    else:
+        same = _normal(baseline.uri) == _normal(candidate.uri)
+    if not same:
+        message = f"version {candidate.version!r} is also the baseline's, with other bytes; give it a label of its own"
+        yield Finding(("spec", "candidate", "version"), message)
+
+
+def _steps_climb(spec: dict[str, Any]) -> Iterator[Finding]:
+    written = _mapping(_mapping(spec.get("strategy")).get("canary")).get("steps")
+    if not isinstance(written, list):
+        return
+    path: Path = ("spec", "strategy", "canary", "steps")
+    steps = [_read(Step.model_validate, step) for step in written]
+    reached, begun = 0.0, False
+    for at, step in enumerate(steps):
+        begun = begun or step is None or step.pause is None
+        if step is None:
+            continue
+        if not begun:
+            yield Finding((*path, at), "a pause belongs to the step before it; there is none")
+        elif step.pause is not None and reached == 100:
+            yield Finding((*path, at), "promotion follows setWeight: 100 at once; a pause goes before it")
+        for weight in step.weights():
+            if weight <= reached:
+                yield Finding((*path, at), _why_not_climbing(weight, reached))
+                break
+            reached = weight
+    weights = [weight for step in steps if step is not None for weight in step.weights()]
+    if len(weights) > MAX_STEPS:
+        yield Finding(path, f"{len(weights)} steps; at most {MAX_STEPS}", at_key=True)
+    if None not in steps and min(weights, default=100) == 100:
+        yield Finding(path, "needs at least one weight below 100: nothing is promoted unseen", at_key=True)
+
+
+def _why_not_climbing(weight: float, reached: float) -> str:
+    if reached == 100:
+        return "setWeight: 100 means promotion, so it is the last step"
+    return f"weight {weight:g} does not climb; the one before is {reached:g}"
+
+
+def _something_is_watched(spec: dict[str, Any]) -> Iterator[Finding]:
+    strategy = spec.get("strategy")
+    if strategy is None or spec.get("analysis", ...) is None:
+        return
+    metrics = _mapping(spec.get("analysis")).get("metrics", [])
+    if metrics == [] and "skip" not in _mapping(spec.get("analysis")):
+        path = ("spec", "analysis") if "analysis" in spec else ("spec", "strategy")
+        yield Finding(path, "no metrics under 'analysis': nothing is promoted unseen", at_key=True)
+
+
+def _metrics_are_distinct(spec: dict[str, Any]) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for path, _, name in _metrics(spec):
+        if name in seen:
+            yield Finding((*path, "name"), f"metric {shown(name)} is listed twice")
+        seen.add(name)
+
+
+def _answers_are_read(spec: dict[str, Any]) -> Iterator[Finding]:
+    for path, _, name in _metrics(spec):
+        if name in PREDICTION_METRICS and "prediction" not in spec:
+            yield Finding(
+                (*path, "name"), f"{name} needs the section 'prediction': which output is the answer"
+            )
+
+
+def _tolerances_fit(spec: dict[str, Any], metrics: Collection[str]) -> Iterator[Finding]:
+    for path, entry, name in _metrics(spec):
+        absolute = _mapping(entry.get("tolerance")).get("absolute")
+        if name not in metrics or not isinstance(absolute, str):
+            continue
+        try:
+            absolute_tolerance(name, absolute)
+        except ValueError as error:
+            yield Finding((*path, "tolerance", "absolute"), f"absolute: {error}")
+
+
+def absolute_tolerance(metric: str, written: str) -> float:
+    """The absolute part of a tolerance: milliseconds for latency, else a fraction. Raises ValueError."""
+    return seconds(written) * 1000 if metric == "latency" else percentage(written)
+
+
+def _metrics(spec: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any], str]]:
+    metrics = _mapping(spec.get("analysis")).get("metrics")
+    for at, entry in enumerate(metrics if isinstance(metrics, list) else []):
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+            yield ("spec", "analysis", "metrics", at), entry, entry["name"]
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _value_at(value: Any, path: Path) -> object:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def _normal(uri: str) -> str:
+    return os.path.normpath(file_path(uri))
+
+
+def _read(read: Callable[[Any], T], value: object) -> T | None:
+    try:
+        return read(value)
+    except ValidationError:
+        return None

@@ -1,0 +1,459 @@
+"""The manifest as pydantic models: which keys each section has, and what may be written for each.
+
+An attribute is the snake_case of its YAML key, its docstring is what editors show. A key in `later` is one that a
+later version will carry out; it is refused as such. Rules between sections are in `rules.py`.
+
+    python -m deployctl.manifest.schema > manifests/rollout.schema.json
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args
+from urllib.parse import unquote, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    Strict,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from deployctl.manifest.quantities import (
+    DURATION_PATTERN,
+    PERCENTAGE_PATTERN,
+    fraction,
+    margin,
+    percentage,
+    positive_seconds,
+    seconds,
+    shown,
+    unknown,
+    weight,
+)
+
+ENGINE = "builtin"
+LATER_ENGINES = frozenset({"envoy"})
+LATER_METRICS = frozenset({"disagreement-rate", "latency-p50", "latency-p90", "latency-p95", "latency-p99"})
+LATER_WORDS = frozenset({"value"})
+"""Words of closed sets (here of `prediction.read`) that a later version will know."""
+MAX_STEPS = 200
+
+_DURATION = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["500ms", "30s", "10m", "72h"]}
+_PERCENTAGE = {"type": "string", "pattern": PERCENTAGE_PATTERN, "examples": ["0.5%", "10%"]}
+_WEIGHT = {
+    "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 100}, _PERCENTAGE],
+    "examples": [5, "5%"],
+}
+_FRACTION = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+
+Seconds = Annotated[float, PlainValidator(seconds), WithJsonSchema(_DURATION)]
+PositiveSeconds = Annotated[float, PlainValidator(positive_seconds), WithJsonSchema(_DURATION)]
+Weight = Annotated[float, PlainValidator(weight), WithJsonSchema(_WEIGHT)]
+Percentage = Annotated[float, PlainValidator(percentage), WithJsonSchema(_PERCENTAGE)]
+Margin = Annotated[float, PlainValidator(margin), WithJsonSchema(_PERCENTAGE)]
+Fraction = Annotated[float, PlainValidator(fraction), WithJsonSchema(_FRACTION)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Text of one form: the check with its message, and the pattern for the published schema."""
+
+    pattern: str
+    wanted: str
+
+    def check(self, value: str) -> str:
+        if not re.fullmatch(self.pattern, value):
+            raise ValueError(f"{shown(value)} is not {self.wanted}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {**handler(schema), "pattern": f"^{self.pattern}$"}
+
+
+def _listen(value: object) -> str:
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not isinstance(value, str) or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError(f"{shown(value)} is not HOST:PORT, such as 127.0.0.1:8080 (port 0: a free one)")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError as error:
+            raise ValueError(f"{shown(host)} is no IPv6 address") from error
+    elif not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})", host):
+        raise ValueError(f"{shown(host)} is no host; an IPv6 address is written [::1]:8080")
+    return value
+
+
+def file_path(uri: str) -> str:
+    """The path that a `uri` names, still relative where it was written so."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
+    if not uri or any(ord(character) < 32 or ord(character) == 127 for character in uri):
+        raise ValueError(f"{shown(uri)} is no path")
+    if scheme is None:
+        return uri
+    if scheme[1].lower() != "file":
+        raise ValueError(
+            f"scheme {shown(scheme[1])} is not supported yet; write a path, or ./ before a name with a colon"
+        )
+    parts = urlsplit(uri)
+    path = unquote(parts.path)
+    if parts.netloc not in {"", "localhost"} or not path.strip("/") or "\0" in path:
+        raise ValueError(f"{shown(uri)} is no local file; write file:///absolute/path or a plain path")
+    return path
+
+
+def _uri(value: str) -> str:
+    file_path(value)
+    return value
+
+
+class UnknownNameError(ValueError):
+    """Its message says by itself what is meant, without the key before it."""
+
+
+def _known(what: str, later: frozenset[str]) -> AfterValidator:
+    """A name that the caller of the loader knows: the validation context maps `what` to the names."""
+
+    def check(value: str, info: ValidationInfo) -> str:
+        known = (info.context or {}).get(what)
+        if known is None or value in known:
+            return value
+        if value in later:
+            raise UnknownNameError(
+                f"{what} {value!r} is not supported yet (known: {', '.join(sorted(known))})"
+            )
+        raise UnknownNameError(unknown(what, value, known))
+
+    return AfterValidator(check)
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("the list is empty")
+    name, times = Counter(values).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{shown(name)} is listed twice")
+    return values
+
+
+Name = Annotated[str, _Form("[a-z0-9][a-z0-9-]{0,62}", "a name of a-z, 0-9 and -, at most 63 long")]
+ModelName = Annotated[str, _Form("[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "a model name of A-Z, a-z, 0-9 and ._-")]
+Label = Annotated[str, _Form("[A-Za-z0-9][A-Za-z0-9._+-]{0,62}", "a version of A-Z, a-z, 0-9 and ._+-")]
+Digest = Annotated[str, _Form("sha256:[0-9a-f]{64}", "a digest: sha256: and 64 characters of 0-9 and a-f")]
+RoutingKey = Annotated[
+    str, _Form("header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", "header:NAME of a request header")
+]
+Output = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,256}", "the name of an output tensor")]
+Listen = Annotated[
+    str, PlainValidator(_listen), WithJsonSchema({"type": "string", "examples": ["127.0.0.1:8080"]})
+]
+Uri = Annotated[str, AfterValidator(_uri)]
+
+
+class Section(BaseModel):
+    """A mapping of the manifest. Unknown keys are errors; nothing is converted."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, alias_generator=to_camel, use_attribute_docstrings=True
+    )
+    later: ClassVar[frozenset[str]] = frozenset()
+
+
+class Metadata(Section):
+    """Who this rollout belongs to."""
+
+    name: Name
+    """Name of the service, as every other command is told it."""
+
+
+class Service(Section):
+    """What callers see. Fixed while the service runs."""
+
+    later = frozenset({"routers"})
+
+    listen: Listen
+    """HOST:PORT to listen on; port 0 takes a free one, which `status` shows."""
+    model: ModelName | None = None
+    """Name in the URL, /v2/models/NAME/infer; the service's name where nothing is written."""
+    routing_key: RoutingKey | None = None
+    """header:NAME of the request header whose value sticks to a version; default: every request for itself."""
+    timeout: PositiveSeconds = Field(10.0, json_schema_extra={"default": "10s"})
+    """Per request. Past it the answer is 504 and counts as bad."""
+    engine: Annotated[str, _known("engine", LATER_ENGINES)] = ENGINE
+    """What carries the traffic."""
+
+
+class Model(Section):
+    """One version of the model."""
+
+    version: Label
+    """The human label of this version; always text, so in quotes."""
+    uri: Uri
+    """Where the ONNX file is; a path relative to the manifest, or file:."""
+    digest: Digest | None = None
+    """sha256:… that the file must have; computed at the start where nothing is written."""
+
+
+class NullIf(Section):
+    """What counts as "no answer" beside NaN and empty text, which always do."""
+
+    confidence_below: Fraction | None = None
+    """Answers less sure than this count as no answer."""
+
+
+class Prediction(Section):
+    """How an answer is read from the output tensors."""
+
+    later = frozenset({"labelTolerance"})
+
+    output: Output
+    """Name of the output tensor that holds the answer."""
+    read: Literal["argmax", "text"] = "argmax"
+    """argmax: the class with the highest value; text: the text itself."""
+    classes: Annotated[tuple[str, ...], Strict(strict=False), AfterValidator(_distinct)] | None = None
+    """Names of the classes in the order of the tensor, as labels use them; always text."""
+    null_if: NullIf | None = None
+
+    @model_validator(mode="after")
+    def _text_has_no_confidence(self) -> Prediction:
+        if self.read == "text" and self.null_if is not None and self.null_if.confidence_below is not None:
+            raise ValueError("confidenceBelow needs read: argmax; a text has no confidence")
+        return self
+
+
+class Pause(Section):
+    """A longer dwell at the step before it; without a duration a person passes it on, after its gate."""
+
+    duration: Seconds | None = None
+    """How long the step before this is held at least."""
+
+
+class Ramp(Section):
+    """Several weights in one line: from, from + by, … up to `to`."""
+
+    start: Weight = Field(alias="from")
+    """First weight in percent."""
+    stop: Weight = Field(alias="to")
+    """Last weight in percent; 100 means promotion."""
+    by: Weight
+    """Points from one weight to the next."""
+
+    @model_validator(mode="after")
+    def _climbs(self) -> Ramp:
+        if self.start > self.stop:
+            raise ValueError(f"from {self.start:g} to {self.stop:g} does not climb")
+        if (self.stop - self.start) / self.by > MAX_STEPS:
+            raise ValueError(f"more than {MAX_STEPS} steps")
+        return self
+
+    def weights(self) -> tuple[float, ...]:
+        """The weights it stands for; `to` is always the last."""
+        count = int((self.stop - self.start) / self.by + 1e-9)
+        climbing = [round(self.start + self.by * at, 9) for at in range(count + 1)]
+        return (*(share for share in climbing if share < self.stop), self.stop)
+
+
+def _step_schema(schema: dict[str, Any]) -> None:
+    section = {key: schema.pop(key) for key in ("type", "properties", "additionalProperties")}
+    schema["anyOf"] = [_WEIGHT, {**section, "minProperties": 1, "maxProperties": 1}]
+
+
+class Step(Section):
+    """One of setWeight, pause and ramp; a bare number is setWeight."""
+
+    model_config = ConfigDict(json_schema_extra=_step_schema)
+    later = frozenset({"mirror", "setMirrorRoute", "analysis", "experiment"})
+
+    set_weight: Weight | None = None
+    """Share of callers in percent that the candidate answers; a final 100 means promotion."""
+    pause: Pause | None = None
+    """Belongs to the step before it."""
+    ramp: Ramp | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_number(cls, value: Any) -> Any:
+        return value if isinstance(value, dict | list) else {"setWeight": value}
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Step:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("a step is exactly one of setWeight, pause and ramp")
+        return self
+
+    def weights(self) -> tuple[float, ...]:
+        """The weights of this step; none for a pause."""
+        if self.ramp is not None:
+            return self.ramp.weights()
+        return () if self.set_weight is None else (self.set_weight,)
+
+
+class Canary(Section):
+    """A growing share of callers is answered by the candidate, as far as the evidence allows."""
+
+    later = frozenset({"holdback"})
+
+    steps: Annotated[tuple[Step, ...], Strict(strict=False)]
+    """Weights, climbing; promotion follows the last one."""
+    min_dwell: Seconds = Field(30.0, json_schema_extra={"default": "30s"})
+    """Least time per step, beside the evidence."""
+    step_timeout: PositiveSeconds | None = None
+    """How long a step may wait for evidence, after dwell and pause; default: at least 30m, longer for little traffic."""
+    on_inconclusive: Literal["rollback", "hold"] = "rollback"
+    """What happens when a step's time is over without enough evidence."""
+    bake: Seconds = Field(300.0, json_schema_extra={"default": "5m"})
+    """Least time at the last step, before promotion."""
+    keep_warm: Seconds | None = None
+    """How long the version before stays loaded after a promotion; default: until the next rollout starts."""
+
+
+class Strategy(Section):
+    """How the candidate replaces the baseline."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    later = frozenset({"shadow", "blueGreen"})
+
+    canary: Canary | None = None
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Strategy:
+        if not self.model_fields_set:
+            raise ValueError("names no strategy (known: canary)")
+        return self
+
+
+class Tolerance(Section):
+    """How much worse the candidate may be without being called harmful: relative plus absolute."""
+
+    relative: Percentage | None = None
+    """Percent of the baseline's own rate (of its time, for latency); default 10%."""
+    absolute: str | None = None
+    """Points on top, default 0.1%; for latency a duration, default 5ms."""
+
+
+class MetricEntry(Section):
+    """One number that is compared between candidate and baseline."""
+
+    later = frozenset({"max"})
+
+    name: Annotated[str, _known("metric", LATER_METRICS)]
+    """Which metric."""
+    tolerance: Tolerance | None = None
+    margin: Margin | None = None
+    """Increase that must be excluded before promotion; default: 0.5 points + an eighth of the baseline's rate."""
+
+
+class Analysis(Section):
+    """What must be shown before the candidate gets more traffic."""
+
+    later = frozenset({"skip"})
+
+    alpha: Fraction = 0.01
+    """Chance that a harmless candidate is ever rolled back, however often one looks."""
+    beta: Fraction = 0.05
+    """Chance that a candidate worse than the margin is promoted."""
+    metrics: Annotated[tuple[MetricEntry, ...], Strict(strict=False)] = ()
+    """Every one of them must pass."""
+
+
+class Spec(Section):
+    """The service, its versions, and how one replaces the other."""
+
+    later = frozenset({"candidates"})
+
+    service: Service
+    baseline: Model
+    candidate: Model | None = None
+    prediction: Prediction | None = None
+    strategy: Strategy | None = None
+    analysis: Analysis | None = None
+
+
+class Document(Section):
+    """A rollout of deployctl."""
+
+    api_version: Literal["deployctl/v1"]
+    kind: Literal["Rollout"]
+    metadata: Metadata
+    spec: Spec
+
+
+LATER_ANYWHERE = frozenset({"tls", "tokens", "labels", "log", "limits", "webhooks"})
+"""Keys that later versions add to whichever section they belong to."""
+
+
+def section_at(path: tuple[str | int, ...]) -> type[Section]:
+    """The model of the section that stands at this path."""
+    section: type[Section] = Document
+    for key in path:
+        for field in section.model_fields.values():
+            if field.alias == key:
+                section = next(_sections_in(field.annotation))
+    return section
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections_in(argument)
+
+
+def json_schema() -> dict[str, Any]:
+    """The published JSON Schema: draft 7, which is what editors read."""
+    from deployctl.core.metrics import METRICS  # noqa: PLC0415 - numpy, and only here
+
+    schema = Document.model_json_schema(
+        ref_template="#/definitions/{model}", schema_generator=_Draft7, mode="validation"
+    )
+    definitions = schema.pop("$defs")
+    definitions["MetricEntry"]["properties"]["name"]["enum"] = sorted(METRICS)
+    definitions["Service"]["properties"]["engine"]["enum"] = [ENGINE]
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "definitions": definitions}
+
+
+class _Draft7(GenerateJsonSchema):
+    """Without titles, and without null: a key that is left out is not written as null."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
+        return False
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        written = super().default_schema(schema)
+        if not isinstance(written.get("default"), str):
+            written.pop("default", None)
+        return written
+
+
+def published() -> str:
+    """The text of the schema file that stands beside every manifest."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(published())

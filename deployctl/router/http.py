@@ -1,0 +1,456 @@
+"""Bytes → requests → bytes: the parser's events, every limit and time-out, keep-alive, pipelining in order.
+
+A connection has at most one request with the service; whatever else has arrived waits, bounded, and is not parsed.
+The parser (llhttp) refuses ambiguous framing; what it leaves open (Host, sizes, versions, time) is settled here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from time import monotonic, time
+from typing import Protocol, cast
+
+import httptools
+import msgspec
+
+JSON = b"application/json"
+_SLICE = 16 * 1024  # fed to the parser at once, so that few pipelined requests are parsed before their turn
+_SWEEP = 0.25  # seconds between two looks at the clock; time-outs come early by up to this, never late
+_LINGER = 2.0  # seconds in which a refused client may read the reason before its unread bytes cause a reset
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one router accepts; everything beyond is refused with its status, never buffered."""
+
+    url_bytes: int = 8 * 1024
+    head_bytes: int = 16 * 1024
+    headers: int = 100
+    body_bytes: int = 64 * 1024 * 1024
+    label_bytes: int = 8 * 1024 * 1024
+    connections: int = 1024
+    in_flight: int = 256
+    in_flight_bytes: int = 256 * 1024 * 1024
+    patience: float = 10.0
+    """Seconds for a head, for a body to go on arriving, for an answer to go on being read."""
+    rate: float = 16 * 1024
+    """Bytes per second under which a body or a reader uses up its patience."""
+    idle: float = 60.0
+
+
+class Request(msgspec.Struct):
+    """One whole request. Header names are lower case; repeated ones are joined with a comma."""
+
+    method: bytes
+    target: bytes
+    headers: dict[bytes, bytes]
+    keep_alive: bool
+    old: bool
+    body: bytes = b""
+
+
+class Pending(Protocol):
+    """A request that the service has taken and not yet answered."""
+
+    def client_left(self) -> None:
+        """The client closed its side. It may still read: an answer that comes is written all the same."""
+
+
+Serve = Callable[[Request, "Connection"], Pending | None]
+"""The service: calls `answer` once for each request, at once (and returns None) or later."""
+
+
+class _Refused(Exception):  # noqa: N818 - raised through the parser to stop it, never seen outside
+    """A message that ends here with this status, and its connection with it."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Connections:
+    """All clients of this router: counted, watched by one clock, closed together at the end."""
+
+    def __init__(self, serve: Serve, limits: Limits) -> None:
+        self.serve = serve
+        self.limits = limits
+        self.open: set[Connection] = set()
+        self.closing = False
+        self.date = _date()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connect(self) -> Connection:
+        """The protocol factory of the listening socket."""
+        if self._timer is None:
+            self._sweep()
+        return Connection(self)
+
+    def close(self) -> None:
+        """Lets every client go: at once where nothing is under way, else with its next answer."""
+        self.closing = True
+        for connection in tuple(self.open):
+            connection.close_if_idle()
+
+    def abort(self) -> None:
+        """Ends what is left without another word."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in tuple(self.open):
+            connection.abort()
+
+    def _sweep(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
+        self.date = _date()
+        now = monotonic() + _SWEEP
+        for connection in tuple(self.open):
+            connection.check(now)
+
+
+class Connection(asyncio.Protocol):
+    """One client: what it sent and has not been served yet, and how long it may take for the next step."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._all = connections
+        self._limits = connections.limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._request: Request | None = None  # with the service, not answered yet
+        self._pending: Pending | None = None
+        self._ready: deque[Request] = deque()
+        self._backlog = b""
+        self._refusal: _Refused | None = None  # comes after the answers to what was asked before it
+        self._advancing = False
+        self._paused = False  # we do not read
+        self._stalled = False  # the client does not read
+        self._unread = 0
+        self._lingering = False
+        self._ended = False  # the client will send no more
+        self._deadline = math.inf
+        self._now = 0.0
+        self._message = _Message()
+        self._arriving = False  # a message has begun and is not complete
+
+    # -- the transport's events
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._deadline = monotonic() + self._limits.patience
+        if len(self._all.open) >= 2 * self._limits.connections:
+            self._transport.abort()
+            return
+        self._all.open.add(self)
+        if len(self._all.open) > self._limits.connections:
+            self._refuse(_Refused(503, "too many connections"))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._transport = None
+        self._all.open.discard(self)
+        self._leave()
+
+    def eof_received(self) -> bool:
+        """A client that only half-closes cannot be told from one that left: it counts as left, and is answered."""
+        self._ended = True
+        self._leave()
+        return self._request is not None or bool(self._ready or self._backlog)
+
+    def pause_writing(self) -> None:
+        assert self._transport is not None
+        self._stalled = True
+        self._unread = self._transport.get_write_buffer_size()
+        self._deadline = monotonic() + self._limits.patience
+
+    def resume_writing(self) -> None:
+        self._stalled = False
+        self._wait()
+        self._advance()
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        self._now = monotonic()
+        if self._request is None and not self._backlog and not self._stalled and len(data) <= _SLICE:
+            self._feed(data)
+            if self._ready or self._refusal:
+                self._advance()
+        else:
+            self._backlog += data
+            self._advance()
+
+    def check(self, now: float) -> None:
+        """Ends what takes too long: 408 for a message that does not get on, no word for silence."""
+        if self._stalled and self._transport is not None:
+            unread = self._transport.get_write_buffer_size()
+            self._extend(now, self._unread - unread)
+            self._unread = unread
+        if now < self._deadline:
+            return
+        if self._arriving and not self._lingering and not self._stalled:
+            what = "body" if self._message.complete else "headers"
+            self._refuse(_Refused(408, f"the {what} took too long to arrive"))
+        else:
+            self.abort()
+
+    # -- what the service and the set of connections call
+
+    def answer(self, status: int, body: bytes, headers: bytes = b"", content_type: bytes = JSON) -> None:
+        """Writes the answer to the request in hand; `headers` are whole lines. Nothing if the client is gone."""
+        request, self._request, self._pending = self._request, None, None
+        transport = self._transport
+        if request is None or transport is None:
+            return
+        keep_alive = request.keep_alive and not self._all.closing and (not self._ended or bool(self._ready))
+        transport.write(
+            b"".join(
+                (
+                    _STATUS_LINE[status],
+                    content_type,
+                    self._all.date,
+                    headers,
+                    _CLOSE if not keep_alive else _KEEP if request.old else b"",
+                    b"content-length: %d\r\n\r\n" % len(body),
+                    body if request.method != b"HEAD" else b"",
+                )
+            )
+        )
+        if not keep_alive:
+            self._linger()
+            return
+        self._wait()
+        if self._ready or self._backlog or self._refusal or self._paused or self._arriving:
+            self._advance()
+
+    def fail(self, status: int, reason: str, headers: bytes = b"") -> None:
+        """Answers with an error in the one form that every client reads."""
+        self.answer(status, msgspec.json.encode({"error": reason}), headers)
+
+    def close_if_idle(self) -> None:
+        if self._request is None and not self._ready and not self._arriving and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- one request after the other
+
+    def _advance(self) -> None:
+        """Serves what has arrived, one at a time, until it must wait for an answer, a reader or more bytes."""
+        if self._advancing:
+            return  # the service answered at once, and the loop below goes on by itself
+        self._advancing = True
+        while (
+            self._request is None
+            and not self._stalled
+            and not self._lingering
+            and self._transport is not None
+        ):
+            if self._ready:
+                self._request = request = self._ready.popleft()
+                self._deadline = math.inf
+                pending = self._all.serve(request, self)
+                if self._request is request:
+                    self._pending = pending
+            elif self._refusal is not None:
+                self._refuse(self._refusal)
+            elif self._backlog:
+                piece, self._backlog = self._backlog[:_SLICE], self._backlog[_SLICE:]
+                self._feed(piece)
+            else:
+                break
+        self._advancing = False
+        if self._message.continue_due and self._request is None:
+            self._say_continue()
+        self._read_on(wanted=not self._backlog and not self._ready)
+
+    def _read_on(self, *, wanted: bool) -> None:
+        if self._transport is None or self._transport.is_closing() or self._paused is not wanted:
+            return
+        self._paused = not wanted
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _feed(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        if self._arriving and self._message.complete:
+            self._extend(self._now, len(data))
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            self._refusal = error.__context__ if isinstance(error.__context__, _Refused) else _MALFORMED
+        except httptools.HttpParserError as error:
+            self._refusal = _Refused(400, f"malformed request: {error}")
+        except httptools.HttpParserUpgrade:
+            return  # the request was served as if it had not asked; its connection closes with the answer
+        message = self._message
+        if self._arriving and not message.complete:
+            message.fed += len(data)
+            if message.fed > self._limits.head_bytes + _SLICE:
+                self._refusal = self._refusal or _Refused(431, "the headers are too large")
+        if message.continue_due and not self._ready and self._refusal is None:
+            self._say_continue()
+
+    def _wait(self) -> None:
+        """Sets the clock for whatever the client has to do next."""
+        if self._stalled:
+            return  # it has to read: `pause_writing` has set the clock
+        if self._request is not None:
+            self._deadline = math.inf
+        elif self._lingering:
+            self._deadline = monotonic() + _LINGER
+        else:
+            self._deadline = monotonic() + (self._limits.patience if self._arriving else self._limits.idle)
+
+    def _extend(self, now: float, progress: int) -> None:
+        """Whoever gets on at the least rate never runs out of patience; a trickle does."""
+        self._deadline = min(self._deadline + progress / self._limits.rate, now + self._limits.patience)
+
+    def _say_continue(self) -> None:
+        self._message.continue_due = False
+        if self._transport is not None and not self._lingering:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _refuse(self, refusal: _Refused) -> None:
+        """The last answer of this connection, to a message that was not taken."""
+        self._ready.clear()
+        self._request = Request(b"", b"", {}, keep_alive=False, old=False)
+        self.fail(refusal.status, str(refusal), _RETRY if refusal.status == 503 else b"")
+
+    def _linger(self) -> None:
+        """Closes our side and drops what still comes, so that the last answer is read and not reset."""
+        transport = self._transport
+        assert transport is not None
+        self._lingering = True
+        self._backlog = b""
+        self._ready.clear()
+        if self._ended:
+            transport.close()
+            return
+        self._wait()
+        self._read_on(wanted=True)
+        transport.write_eof()
+
+    def _leave(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.client_left()
+
+    # -- the parser's events
+
+    def on_message_begin(self) -> None:
+        self._message = _Message()
+        self._arriving = True
+        self._deadline = self._now + self._limits.patience
+
+    def on_url(self, url: bytes) -> None:
+        message = self._message
+        message.target += url
+        message.size += len(url)
+        if message.size > self._limits.url_bytes:
+            raise _Refused(414, f"the URL is longer than {self._limits.url_bytes} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        message = self._message
+        message.size += len(name) + len(value) + 4
+        message.count += 1
+        if message.size > self._limits.head_bytes or message.count > self._limits.headers:
+            raise _Refused(
+                431, f"more than {self._limits.headers} headers or {self._limits.head_bytes} bytes of them"
+            )
+        if message.complete:
+            return  # a trailer: allowed, and not used for anything
+        name = name.lower()
+        headers = message.headers
+        if name in headers:
+            if name == b"host":
+                raise _Refused(400, "more than one Host header")
+            value = headers[name] + b", " + value
+        headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        message = self._message
+        headers = message.headers
+        version = self._parser.get_http_version()
+        message.complete = True
+        message.old = version == "1.0"
+        if version not in {"1.1", "1.0"}:
+            raise _Refused(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        if b"host" not in headers and not message.old:
+            raise _Refused(400, "no Host header")
+        if b"content-length" in headers or b"transfer-encoding" in headers:
+            self._expect_body(message)
+        if b"expect" in headers:
+            if headers[b"expect"].lower() != b"100-continue":
+                raise _Refused(417, "Expect knows 100-continue only")
+            message.continue_due = not message.old
+
+    def _expect_body(self, message: _Message) -> None:
+        length = message.headers.get(b"content-length")
+        if length is not None and int(length) > self._limits.body_bytes:
+            raise _Refused(413, f"the body is larger than {self._limits.body_bytes} bytes")
+        coding = message.headers.get(b"transfer-encoding", b"chunked")
+        if coding.lower() != b"chunked":
+            raise _Refused(501, "Transfer-Encoding knows chunked only")
+        if self._parser.should_upgrade() or (message.old and length is None):
+            raise _Refused(400, "a body whose end is not certain")
+        self._deadline = self._now + self._limits.patience
+
+    def on_body(self, body: bytes) -> None:
+        message = self._message
+        message.received += len(body)
+        if message.received > self._limits.body_bytes:
+            raise _Refused(413, f"the body is larger than {self._limits.body_bytes} bytes")
+        message.body.append(body)
+
+    def on_message_complete(self) -> None:
+        message = self._message
+        parts = message.body
+        message.continue_due = False
+        self._arriving = False
+        self._ready.append(
+            Request(
+                self._parser.get_method(),
+                message.target,
+                message.headers,
+                keep_alive=self._parser.should_keep_alive() and not self._parser.should_upgrade(),
+                old=message.old,
+                body=(parts[0] if len(parts) == 1 else b"".join(parts)) if parts else b"",
+            )
+        )
+
+
+class _Message(msgspec.Struct):
+    """What has come of the message that is arriving."""
+
+    target: bytes = b""
+    headers: dict[bytes, bytes] = {}
+    body: list[bytes] = []
+    size: int = 0  # of the request line and the headers, as far as they are parsed
+    fed: int = 0  # bytes read while the head is not complete, up to a slice too many
+    count: int = 0
+    received: int = 0
+    complete: bool = False  # the head is
+    continue_due: bool = False
+    old: bool = False  # HTTP/1.0
+
+
+def _date() -> bytes:
+    return b"\r\ndate: %b\r\n" % formatdate(time(), usegmt=True).encode()
+
+
+_MALFORMED = _Refused(400, "malformed request")
+_CLOSE = b"connection: close\r\n"
+_KEEP = b"connection: keep-alive\r\n"
+_RETRY = b"retry-after: 1\r\n"
+_STATUS_LINE = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: ".encode()
+    for status in HTTPStatus
+}

@@ -1,0 +1,1 @@
+"""One version is one process: load, warm, decode, answer, read the prediction, report its digest."""

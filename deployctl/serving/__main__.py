@@ -1,0 +1,77 @@
+"""`python -m deployctl.serving`: load one version, say once whether it is ready, then answer until told to stop.
+
+Whoever started the worker decides over its life: SIGTERM drains it, SIGINT is ignored, and it dies with its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from deployctl.errors import DeployctlError, Exit, InvalidError
+from deployctl.serving.model import Model
+from deployctl.serving.prediction import Reader
+from deployctl.serving.settings import Settings
+from deployctl.serving.worker import Server, Worker, listen
+from deployctl.wire.lifeline import die_with_parent
+
+
+def main() -> int:
+    """One worker from start to end; the result is its exit code."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    arguments = _arguments()
+    try:
+        settings = _settings(arguments.settings)
+        model = Model(Path(settings.file), settings.digest)
+        worker = Worker(settings, model, Reader(settings.prediction, model.outputs, model.warm_up))
+        listener = listen(arguments.socket)
+    except DeployctlError as error:
+        message = " ".join(str(error).split())
+        _report(arguments.report_fd, {"failed": message, "exit_code": int(error.exit_code)})
+        sys.stderr.write(f"{message}\n")
+        return error.exit_code
+    # What is loaded now stays: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+
+    async def serve() -> None:
+        server = Server(worker)
+        await server.start(listener)
+        _report(arguments.report_fd, {"ready": {"digest": settings.digest, **model.report()}})
+        await server.drained()
+
+    uvloop.run(serve())
+    return Exit.DONE
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m deployctl.serving")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--report-fd", type=int, required=True)
+    parser.add_argument("--settings", required=True)
+    return parser.parse_args()
+
+
+def _settings(text: str) -> Settings:
+    try:
+        return msgspec.json.decode(text, type=Settings)
+    except msgspec.DecodeError as error:
+        raise InvalidError(f"worker settings: {error}") from error
+
+
+def _report(descriptor: int, report: dict[str, Any]) -> None:
+    with os.fdopen(descriptor, "wb") as pipe:
+        pipe.write(msgspec.json.encode(report) + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""One model: loaded from the very bytes whose digest was checked, warmed up with a real inference, then run.
+
+Everything that onnxruntime raises is translated here: at the load to a DeployctlError that stops the worker, in a
+request to BadRequest (the client's tensors) or ModelFailure (the version's fault).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from deployctl.errors import IntegrityError, InvalidError
+from deployctl.serving.external import external_tensor
+from deployctl.wire.oip import DATATYPES, DTYPES, PLATFORM, Array, BadRequest, TensorSpec
+
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+_FATAL = 4
+_FAILED_NODE = re.compile(r"while running (\w+) node(?:\. Name:'([^']*)')?")
+_CLIENTS_SHAPE = re.compile(r"(?:Invalid rank|Got invalid dimensions) for input")
+
+
+class ModelFailure(Exception):  # noqa: N818  # an event in the model's life, answered with 500
+    """The model raised on tensors that fit its signature; the message holds nothing of the input."""
+
+
+class Model:
+    """A loaded and warmed model. `inputs` and `outputs` are its signature, `warm_up` what it said to zeros."""
+
+    def __init__(self, file: Path, digest: str) -> None:
+        """Raises IntegrityError if the bytes are not those of `digest`, InvalidError if they are no usable model."""
+        content = _read(file, digest)
+        _refuse_external(content, file)
+        self._session, self.inputs, self.outputs = _load(content, file)
+        self._expected = {spec.name: (spec, DTYPES[spec.datatype], spec.shape) for spec in self.inputs}
+        self._names = [spec.name for spec in self.outputs]
+        self.warm_up = self._warm_up(file)
+
+    def report(self) -> dict[str, Any]:
+        """What the supervisor is told of a model that is ready; the digest is the caller's to add."""
+        nonfinite = [
+            name
+            for name, array in self.warm_up.items()
+            if array.dtype.kind == "f" and not np.isfinite(array).all()
+        ]
+        return {
+            "platform": PLATFORM,
+            "inputs": [_described(spec) for spec in self.inputs],
+            "outputs": [_described(spec) for spec in self.outputs],
+            "nonfinite": nonfinite,
+        }
+
+    def check(self, inputs: Mapping[str, Array]) -> None:
+        """Raises BadRequest unless the tensors are those of the signature."""
+        expected = self._expected
+        for name, (spec, dtype, shape) in expected.items():
+            array = inputs.get(name)
+            if array is None:
+                raise BadRequest(400, f"input {name!r} is missing; the model takes {spec}")
+            if array.dtype != dtype:
+                raise BadRequest(400, f"input {name!r} is {DATATYPES[array.dtype]}; the model takes {spec}")
+            if shape and not _fits(array.shape, shape):
+                raise BadRequest(400, f"input {name!r} has shape {list(array.shape)}; the model takes {spec}")
+        if len(inputs) != len(expected):
+            unknown = next(name for name in inputs if name not in expected)
+            raise BadRequest(400, f"unknown input {unknown[:80]!r}; the model takes {_listed(self.inputs)}")
+
+    def check_outputs(self, names: Sequence[str]) -> None:
+        """Raises BadRequest if the model has no such output."""
+        for name in names:
+            if name not in self._names:
+                raise BadRequest(400, f"unknown output {name[:80]!r}; the model has {_listed(self.outputs)}")
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The requested outputs (None: all), in that order. Raises ModelFailure if the model does."""
+        names = self._names if outputs is None else outputs
+        feed = {
+            name: _strings(name, array) if array.dtype.kind == "O" else array
+            for name, array in inputs.items()
+        }
+        try:
+            values = self._session.run(names, feed)
+        except Exception as error:
+            # onnxruntime raises what has no common base; this is its border.
+            raise _translated(error) from error
+        return dict(zip(names, map(np.asarray, values), strict=True))
+
+    def _warm_up(self, file: Path) -> dict[str, Array]:
+        try:
+            answer = self.run({spec.name: _zeros(spec) for spec in self.inputs})
+        except (
+            ModelFailure,
+            BadRequest,
+            MemoryError,
+            ValueError,
+        ) as error:  # also dimensions that nobody can hold
+            message = f"{file}: the warm-up inference on zeros failed: {error}"
+            raise InvalidError(message) from error
+        for spec in self.outputs:
+            if answer[spec.name].dtype != DTYPES[spec.datatype]:
+                raise InvalidError(
+                    f"{file}: output {spec.name!r} is not the {spec.datatype} that it claims to be"
+                )
+        return answer
+
+
+def _read(file: Path, digest: str) -> bytes:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InvalidError(f"{file}: cannot be read: {error.strerror}") from error
+    found = "sha256:" + hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise IntegrityError(f"{file}: the bytes have digest {found}, expected {digest}")
+    return content
+
+
+def _refuse_external(content: bytes, file: Path) -> None:
+    try:
+        name = external_tensor(memoryview(content))
+    except ValueError as error:
+        raise InvalidError(f"{file}: not an ONNX model, or truncated: {error}") from error
+    if name is not None:
+        raise InvalidError(
+            f"{file}: tensor {name!r} keeps its data in another file, which the digest does not cover; "
+            "save the model as one file"
+        )
+
+
+def _load(content: bytes, file: Path) -> tuple[Any, list[TensorSpec], list[TensorSpec]]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        nodes = [("input", node) for node in session.get_inputs()]
+        nodes += [("output", node) for node in session.get_outputs()]
+        described = [(role, node.name, node.type, node.shape) for role, node in nodes]
+    except Exception as error:
+        # onnxruntime raises what has no common base; this is its border.
+        raise InvalidError(f"{file}: onnxruntime cannot load the model: {_one_line(error)}") from error
+    specs: dict[str, list[TensorSpec]] = {"input": [], "output": []}
+    for role, name, kind, shape in described:
+        datatype = _DATATYPES.get(kind)
+        if datatype is None:
+            hint = "; export with zipmap=False" if "map(" in kind else ""
+            raise InvalidError(f"{file}: {role} {name!r} is {kind}, which the protocol cannot carry{hint}")
+        sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
+        specs[role].append(TensorSpec(name, datatype, sizes))
+    return session, specs["input"], specs["output"]
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    shape = [1 if size == -1 else size for size in spec.shape]
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    return np.zeros(shape, dtype=DTYPES[spec.datatype])
+
+
+def _fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
+    if len(shape) != len(declared):
+        return False
+    return all(want in (size, -1) for size, want in zip(shape, declared, strict=True))
+
+
+def _strings(name: str, array: Array) -> Array:
+    """BYTES as the strings that ONNX knows, which are UTF-8."""
+    strings = np.empty(array.shape, dtype=object)
+    try:
+        strings.reshape(-1)[:] = [element.decode() for element in array.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise BadRequest(400, f"input {name!r} holds bytes that are not UTF-8; ONNX strings are") from error
+    return strings
+
+
+def _translated(error: Exception) -> BadRequest | ModelFailure:
+    """What went wrong, without the rest of onnxruntime's message: it may quote values of the input."""
+    message = str(error)
+    # Where a model leaves a shape undeclared only onnxruntime knows that it does not fit.
+    if _CLIENTS_SHAPE.search(message):
+        return BadRequest(400, _one_line(error))
+    node = _FAILED_NODE.search(message)
+    where = f" in node {node[2] or node[1]!r} ({node[1]})" if node else ""
+    return ModelFailure(f"the model failed{where}: {type(error).__name__}")
+
+
+def _described(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name!r} {spec}" for spec in specs)
+
+
+def _one_line(error: Exception) -> str:
+    line = " ".join(str(error).split())
+    return line if len(line) <= 400 else line[:397] + "..."

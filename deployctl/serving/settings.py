@@ -1,0 +1,24 @@
+"""What a worker is told at its start; the rule is that nothing of it changes while the worker lives."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """How an answer is read from the output tensors."""
+
+    output: str
+    read: str = "argmax"
+    classes: tuple[str, ...] | None = None
+    confidence_below: float | None = None
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """One version: the name that clients use, the label, the bytes and the digest that they must have."""
+
+    model: str
+    version: str
+    digest: str
+    file: str
+    prediction: Prediction | None = None

@@ -1,0 +1,73 @@
+"""Where views are printed: a terminal gets colour and its own width, anything else plain lines that are never cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PLAIN_WIDTH = 200
+"""The layout of plain output; lines may be longer, a log has no edge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a view must fit into: columns, and whether block characters can be shown."""
+
+    width: int = PLAIN_WIDTH
+    ascii_only: bool = False
+
+
+def layout_for(stream: IO[str]) -> Layout:
+    """The layout of whatever `stream` is; COLUMNS counts for terminals only."""
+    width = shutil.get_terminal_size().columns if stream.isatty() else PLAIN_WIDTH
+    return Layout(width, ascii_only=not str(getattr(stream, "encoding", "")).lower().startswith("utf"))
+
+
+def is_screen(stream: IO[str]) -> bool:
+    """Whether a live screen can be drawn there: a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in {"", "dumb", "unknown"}
+
+
+def console_for(stream: IO[str]) -> Console:
+    """A console without rich's guesses: no markup in our words, no ANSI unless `stream` is a terminal.
+
+    FORCE_COLOR and the like are for terminals that rich does not recognise; a pipe stays plain whatever they say.
+    """
+    from rich.console import Console  # noqa: PLC0415 - 0.05 s that --help does without
+
+    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    if is_screen(stream):
+        return Console(file=stream, no_color=bool(os.environ.get("NO_COLOR")), **plain)
+    return Console(file=stream, force_terminal=False, color_system=None, width=PLAIN_WIDTH, **plain)
+
+
+def show(renderables: Iterable[RenderableType], stream: IO[str] | None = None) -> None:
+    """Print a view, line by line, and see it off: whoever reads has it when the next call starts."""
+    stream = stream or sys.stdout
+    console = console_for(stream)
+    for renderable in renderables:
+        console.print(renderable, soft_wrap=not console.is_terminal)
+    stream.flush()
+
+
+def show_document(document: Any) -> None:
+    """One JSON document on one line of stdout."""
+    say(json.dumps(document, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """One line of data on stdout."""
+    print(text, flush=True)  # noqa: T201 - this is where output leaves the program
+
+
+def note(text: str) -> None:
+    """One line on stderr: what is not data."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - as above

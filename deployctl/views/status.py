@@ -1,0 +1,218 @@
+"""The status of a service: where its rollout stands, the evidence per metric, and what is still needed.
+
+Values in, lines out: every fact is on a line of its own or in a column as wide as its longest value, so nothing is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.text import Text
+
+from deployctl.views import figures
+from deployctl.views.console import Layout
+
+WIDE = 170
+"""From this width on, one line per metric; below it, a few short lines for each."""
+
+PHASE_STYLES = {
+    "pending": "cyan",
+    "progressing": "bold cyan",
+    "paused": "bold yellow",
+    "promoted": "bold green",
+    "rolled_back": "bold red",
+    "retired": "bold",
+}
+VERDICT_STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+
+Document = dict[str, Any]
+
+
+def status_lines(status: Document, layout: Layout) -> list[Text]:
+    """The whole status, as lines for a terminal of this width."""
+    lines = [_headline(status)]
+    if status.get("rollout") and status.get("candidate"):
+        lines += _weight_lines(status, layout)
+        lines += metric_lines(status.get("metrics") or [], layout)
+    lines.append(_fact("url", str(status.get("url") or figures.UNKNOWN)))
+    lines.append(_fact("pids", _pids(status.get("pids") or {})))
+    return lines
+
+
+def status_line(status: Document) -> str:
+    """The status on one line, for a log."""
+    parts = [str(status["service"]), phase_words(status.get("phase"))]
+    if status.get("rollout") and status.get("candidate"):
+        parts += [
+            _step_words(status),
+            f"{label(status['candidate'])} at {figures.weight(status.get('weight'))}",
+        ]
+    else:
+        parts.append(f"version {label(status.get('live'))} serves")
+    for metric in status.get("metrics") or []:
+        arms = f"{figures.arm(metric.get('baseline'))} | {figures.arm(metric.get('candidate'))}"
+        parts.append(f"{metric['name']} {verdict_of(metric)}: {arms}")
+    return "  ".join(part for part in parts if part)
+
+
+def metric_lines(metrics: Iterable[Document], layout: Layout) -> list[Text]:
+    """Each metric with both arms' counts, effect with interval, evidence against its threshold, what is needed."""
+    rows = list(metrics)
+    if not rows:
+        return []
+    if layout.width >= WIDE:
+        return _table(rows, layout)
+    return [line for row in rows for line in _block(row, layout)]
+
+
+def label(version: Any) -> str:
+    """The human label of a version, written as a string or as a document."""
+    if isinstance(version, dict):
+        version = version.get("version")
+    return figures.UNKNOWN if version is None else str(version)
+
+
+def verdict_of(metric: Document) -> str:
+    """pass, fail or inconclusive."""
+    return str(metric.get("verdict") or metric.get("result") or "inconclusive")
+
+
+def phase_words(phase: Any) -> str:
+    """A phase as people say it."""
+    return str(phase or "serving").replace("_", " ")
+
+
+def evidence_of(metric: Document) -> list[tuple[str, float | None, float | None]]:
+    """The kinds of evidence that a metric has, each with its value and its threshold."""
+    if metric.get("harm_threshold") is not None or metric.get("safe_threshold") is not None:
+        return [(kind, metric.get(kind), metric.get(f"{kind}_threshold")) for kind in ("harm", "safe")]
+    return [("evidence", metric.get("evidence"), metric.get("threshold"))]
+
+
+def needed_words(metric: Document) -> str:
+    """What is still missing for a pass."""
+    if verdict_of(metric) != "inconclusive":
+        return ""
+    needed = metric.get("needed")
+    if isinstance(needed, int | float):
+        return f"needs about {figures.count(needed)} more of the candidate"
+    return str(needed or "")
+
+
+def _headline(status: Document) -> Text:
+    phase = status.get("phase") if status.get("rollout") else None
+    line = Text(str(status["service"]), style="bold")
+    line.append("  ")
+    line.append(phase_words(phase), style=PHASE_STYLES.get(str(phase), "bold green"))
+    if status.get("rollout"):
+        line.append(
+            f"  {label(status.get('baseline'))} → {label(status.get('candidate'))}", style="default not bold"
+        )
+        line.append(f"  rollout {status['rollout']}", style="dim not bold")
+    line.append(f"  live {label(status.get('live'))}", style="default not bold")
+    if status.get("previous") is not None:
+        line.append(f"  previous {label(status['previous'])}", style="dim not bold")
+    return line
+
+
+def _weight_lines(status: Document, layout: Layout) -> list[Text]:
+    weight = float(status.get("weight") or 0.0)
+    line = Text("  weight  ", style="dim")
+    line.append(
+        figures.bar(weight / 100, 40 if layout.width >= 72 else 12, ascii_only=layout.ascii_only),
+        style="cyan",
+    )
+    line.append(f"  {figures.weight(status.get('weight'))}", style="bold not dim")
+    line.append(f" to {label(status.get('candidate'))}", style="default not dim")
+    lines = [line]
+    if words := _step_words(status):
+        lines.append(_fact("step", f"{words.removeprefix('step ')}{_ladder(status)}"))
+    return lines
+
+
+def _step_words(status: Document) -> str:
+    step, steps = status.get("step"), status.get("steps")
+    total = len(steps) if isinstance(steps, list) else steps
+    return "" if not total or step is None else f"step {step} of {total}"
+
+
+def _ladder(status: Document) -> str:
+    """The weight of each step, the current one in brackets."""
+    steps = status.get("steps")
+    weights = steps if isinstance(steps, list) else status.get("step_weights")
+    if not weights:
+        return ""
+    shown = [step.get("weight") if isinstance(step, dict) else step for step in weights]
+    words = [
+        f"[{weight:g}]" if number == status.get("step") else f"{weight:g}"
+        for number, weight in enumerate(shown, 1)
+    ]
+    return f"   {' '.join(words)} % then promotion"
+
+
+def _table(rows: list[Document], layout: Layout) -> list[Text]:
+    """Columns as wide as their longest value, two spaces between them."""
+    heads = ["metric", "verdict", "baseline, bad", "candidate, bad", "effect [interval]"]
+    kinds = list(dict.fromkeys(kind for row in rows for kind, _, _ in evidence_of(row)))
+    table = [[*heads, *kinds, ""]]
+    for row in rows:
+        arms = [figures.arm(row.get("baseline")), figures.arm(row.get("candidate"))]
+        effect = figures.effect(row.get("effect"), row.get("interval"))
+        told = {kind: _evidence(value, threshold, layout) for kind, value, threshold in evidence_of(row)}
+        table.append(
+            [str(row["name"]), verdict_of(row), *arms, effect]
+            + [told.get(kind, "") for kind in kinds]
+            + [needed_words(row)]
+        )
+    widths = [max(len(cells[at]) for cells in table) for at in range(len(table[0]))]
+    lines = []
+    for number, cells in enumerate(table):
+        line = Text("  ")
+        for at, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+            style = "dim" if number == 0 else VERDICT_STYLES.get(cell, "") if at == 1 else ""
+            line.append(cell.ljust(width) + "  ", style=style)
+        line.rstrip()
+        lines.append(line)
+    return lines
+
+
+def _block(row: Document, layout: Layout) -> Iterator[Text]:
+    """One metric in lines that fit into 80 columns."""
+    verdict = verdict_of(row)
+    head = Text("  ")
+    head.append(str(row["name"]), style="bold")
+    head.append("  ")
+    head.append(verdict, style=VERDICT_STYLES.get(verdict, ""))
+    if needed := needed_words(row):
+        head.append(f"  {needed}", style="dim")
+    yield head
+    yield Text(
+        f"    bad     baseline {figures.arm(row.get('baseline'))}, candidate {figures.arm(row.get('candidate'))}"
+    )
+    yield Text(f"    effect  {figures.effect(row.get('effect'), row.get('interval'))}")
+    for kind, value, threshold in evidence_of(row):
+        yield Text(f"    {kind.ljust(6)}  {_evidence(value, threshold, layout)}")
+
+
+def _evidence(value: float | None, threshold: float | None, layout: Layout) -> str:
+    drawn = figures.bar(figures.progress(value, threshold), 10, ascii_only=layout.ascii_only)
+    return f"{drawn} {figures.evidence(value, threshold)}"
+
+
+def _fact(name: str, words: str) -> Text:
+    line = Text(f"  {name.ljust(6)}  ", style="dim")
+    line.append(words, style="default not dim")
+    return line
+
+
+def _pids(pids: Document) -> str:
+    return " · ".join(f"{name} {_numbers(value)}" for name, value in pids.items() if value) or figures.UNKNOWN
+
+
+def _numbers(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{pid} ({name})" for name, pid in value.items())
+    if isinstance(value, list):
+        return " ".join(_numbers(entry) for entry in value)
+    return str(value)

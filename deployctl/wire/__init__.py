@@ -1,0 +1,1 @@
+"""What crosses a process border, said once for both ends."""

@@ -1,0 +1,148 @@
+"""Controller ↔ router: orders go down, read-backs and outcome batches come up.
+
+The controller listens, the router connects, says Hello, and is given the whole desired split at once. Each message is
+a u32 little-endian length and a MessagePack document tagged with its type. Orders carry the fencing number of the
+controller that sent them: a router refuses an older one, so a controller that wakes up late changes nothing.
+Batches are numbered from 1 by each router process and kept until they are acknowledged, so none counts twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Annotated
+
+import msgspec
+
+from deployctl.core.plan import Split
+
+MAX_MESSAGE = 64 * 1024 * 1024
+_LENGTH = Struct("<I")
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """A version that the router may send to: its digest, its label, the Unix socket of its worker."""
+
+    version: str
+    digest: str
+    socket: str
+
+
+class Order(msgspec.Struct, tag="order", frozen=True):
+    """The whole desired traffic. `upstreams` are all versions that are loaded, in the split or not."""
+
+    fence: int
+    split: Split
+    upstreams: tuple[Upstream, ...]
+
+
+class Ack(msgspec.Struct, tag="ack", frozen=True):
+    """Every batch up to this number is written down."""
+
+    batch: int
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True):
+    """A router process introduces itself; `router` is unique for each process that ever ran."""
+
+    router: str
+    pid: int
+
+
+class ReadBack(msgspec.Struct, tag="read_back", frozen=True):
+    """What the router does now: the split in force and which upstreams are connected (digests)."""
+
+    fence: int
+    split: Split | None
+    connected: tuple[str, ...]
+    refused: str | None = None
+
+
+class LabelRow(msgspec.Struct, frozen=True):
+    """One human label as it was posted."""
+
+    id: str
+    label: str
+    annotator: str | None = None
+    at: str | None = None
+    shown: bool | None = None
+
+
+class LabelPost(msgspec.Struct, frozen=True):
+    """The body of POST /v2/models/{model}/labels."""
+
+    labels: Annotated[list[LabelRow], msgspec.Meta(max_length=100_000)]
+
+
+class Batch(msgspec.Struct, tag="batch", frozen=True):
+    """Raw outcomes in columns of equal length, at most 10 ms old, and the labels posted meanwhile.
+
+    `watermark` is the start of the oldest request still in flight (CLOCK_MONOTONIC seconds; the time of sending when
+    there is none): every request that started before it is in this batch or an earlier one. Numeric columns are the
+    bytes of little-endian arrays: key u8 (8 bytes, hash of the routing key), arm i1 (0 baseline, 1 candidate), split u4,
+    start f8 (CLOCK_MONOTONIC seconds), latency f4 (milliseconds), status u2 (499: the client left), null i1,
+    explicit i1 (a versioned path, never evidence). `prediction` is None where none could be read.
+    `dropped` counts outcomes that this router had to throw away since it started.
+    """
+
+    number: int
+    watermark: float
+    id: list[str]
+    key: bytes
+    arm: bytes
+    split: bytes
+    start: bytes
+    latency: bytes
+    status: bytes
+    null: bytes
+    explicit: bytes
+    prediction: list[str | None]
+    labels: list[LabelRow]
+    dropped: int = 0
+
+
+Down = Order | Ack
+Up = Hello | ReadBack | Batch
+
+_encoder = msgspec.msgpack.Encoder()
+_down: msgspec.msgpack.Decoder[Down] = msgspec.msgpack.Decoder(Down)
+_up: msgspec.msgpack.Decoder[Up] = msgspec.msgpack.Decoder(Up)
+
+
+def encode(message: Down | Up) -> bytes:
+    """A message with its length in front."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_down(body: bytes) -> Down:
+    """A message for the router; raises msgspec.ValidationError for anything else."""
+    return _down.decode(body)
+
+
+def decode_up(body: bytes) -> Up:
+    """A message for the controller; raises msgspec.ValidationError for anything else."""
+    return _up.decode(body)
+
+
+class MessageReader:
+    """Bytes in, whole message bodies out."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Every message that `data` completes, in order; ValueError for a length that cannot be."""
+        buffer = self._buffer
+        buffer += data
+        start, end = 0, len(buffer)
+        while end - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            if length > MAX_MESSAGE:
+                raise ValueError(f"a message of {length} bytes; the limit is {MAX_MESSAGE}")
+            stop = start + _LENGTH.size + length
+            if stop > end:
+                break
+            yield bytes(buffer[start + _LENGTH.size : stop])
+            start = stop
+        del buffer[:start]
