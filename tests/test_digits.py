@@ -247,7 +247,8 @@ class TestTraffic:
         def sometimes(number: int) -> int | None:
             return None if number % 25 == 7 else 500 if number % 10 == 3 else 200
 
-        seen = asyncio.run(summary_of(Stub(sometimes), "--rate", "400", "--seconds", "1.5"))
+        arguments = ("--rate", "400", "--seconds", "1.5", "--label-rate", "0")
+        seen = asyncio.run(summary_of(Stub(sometimes), *arguments))
         assert seen["sent"] == seen["answered"] + seen["failed"] == sum(seen["by_status"].values())
         assert set(seen["by_status"]) == {"200", "500", "reset"}
         assert set(seen["by_version"]) == {"1", "2", "unknown"}
@@ -330,7 +331,7 @@ class TestDemoStory:
         demo._check(demo.CASES[0], story)
 
     def test_a_version_that_should_not_have_been_promoted_fails_the_demo(self, tmp_path):
-        with pytest.raises(demo.DemoError, match="version 3 should be rolled back .* is promoted"):
+        with pytest.raises(demo.DemoError, match=r"version 3 should be rolled back .* is promoted"):
             demo._check(demo.CASES[1], self.story(tmp_path, case=demo.CASES[1]))
 
     def test_a_rollout_that_tells_nothing_is_still_told(self, tmp_path):

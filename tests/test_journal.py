@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -369,3 +370,40 @@ def test_a_killed_writer_leaves_every_record_that_it_acknowledged(path: Path) ->
         with Journal.open(path) as journal:
             assert len(journal.records) == found
             acknowledged = found
+
+
+THREE_APPENDS = """
+import sys
+from pathlib import Path
+from deployctl.errors import UnavailableError
+from deployctl.journal import Journal
+with Journal.open(Path(sys.argv[1])) as journal:
+    for number in range(3):
+        try:
+            print(journal.append({"number": number}))
+        except UnavailableError as error:
+            print("closed" if "closed for writing" in str(error) else "refused")
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="failing one fsync needs strace")
+@pytest.mark.parametrize(
+    ("failing", "said", "kept"),
+    [("4", ["1", "refused", "2"], [0, 2]), ("4+", ["1", "refused", "closed"], [0])],
+    ids=["once", "for ever"],
+)
+def test_an_fsync_that_fails_acknowledges_nothing(
+    path: Path, failing: str, said: list[str], kept: list[int]
+) -> None:
+    # Opening takes two fsyncs, the first append the third.
+    command = ["strace", "-f", "-o", "/dev/null", "-e", f"inject=fsync:error=EIO:when={failing}"]
+    run = subprocess.run(
+        [*command, sys.executable, "-c", THREE_APPENDS, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "ptrace" in run.stderr.lower():
+        pytest.skip("strace may not trace here")
+    assert run.stdout.split() == said
+    assert [record["number"] for record in read(path)] == kept

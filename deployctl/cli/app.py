@@ -40,8 +40,8 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import PackageNotFoundError
-        from importlib.metadata import version as installed  # noqa: PLC0415 - 0.02 s that only this needs
+        from importlib.metadata import PackageNotFoundError  # noqa: PLC0415 - 0.02 s that only this needs
+        from importlib.metadata import version as installed  # noqa: PLC0415 - as above
 
         try:
             typer.echo(f"deployctl {installed('deployctl')}")

@@ -30,7 +30,7 @@ from deployctl.views.console import note, say, show, show_document
 
 SERVICE = "digits"
 FIRST_MANIFEST = "manifests/digits-v2.yaml"
-TRAFFIC = ("--rate", "1000", "--label-rate", "50", "--label-delay", "1,3")
+TRAFFIC = ("--rate", "1000", "--label-rate", "1000", "--label-delay", "1,3")
 REPORT_SECONDS = 0.2
 BASELINE_SECONDS = 3.0
 READY_WITHIN = 30.0

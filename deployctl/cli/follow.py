@@ -62,11 +62,15 @@ Arrivals = SimpleQueue[News]
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """What is followed, how it is shown, and when to stop. `again` is the command line that follows it again."""
+    """What is followed, how it is shown, and when to stop. `again` is the command line that follows it again.
+
+    Events before `joined_at` are the past of a rollout that ran already: they are shown, and end nothing.
+    """
 
     service: Service
     rollout: str
     again: str
+    joined_at: int = 0
     until: Until | None = None
     timeout: float | None = None
     rollback_on_cancel: bool = False
@@ -155,7 +159,8 @@ class _Watcher:
                         screen.status(news.document)
                 case _:
                     self._show(news, screen)
-                    if (code := outcome(news, self._following.until)) is not None:
+                    code = outcome(news, self._following.until)
+                    if code is not None and news["seq"] >= self._following.joined_at:
                         return code
 
     def farewell(self, code: Exit) -> Exit:
@@ -170,7 +175,7 @@ class _Watcher:
             return self._undo(self._cancelled)
         at = f" at {self._last['weight']:g} %" if isinstance(self._last.get("weight"), int | float) else ""
         note(
-            f"{self._cancelled.by}: rollout {following.rollout} goes on{at}; follow it: {following.again}; "
+            f"deployctl: {self._cancelled.by}: rollout {following.rollout} goes on{at}; follow it: {following.again}; "
             f"undo it: deployctl rollback {following.service.name}"
         )
         return code

@@ -68,9 +68,23 @@ def ramp(
                 say(f"{name}: {answer['message']}")
             return Exit.DONE
         note(f"{name}: {answer['message']}")
-        again = f"deployctl canary ramp {shlex.quote(file)}"
-        following = Following(service, answer["rollout"], again, until, seconds, rollback_on_cancel, output)
+        following = Following(
+            service=service,
+            rollout=answer["rollout"],
+            again=f"deployctl canary ramp {shlex.quote(file)}",
+            joined_at=_last_event(service, answer["rollout"]) if answer["state"] == "following" else 0,
+            until=until,
+            timeout=seconds,
+            rollback_on_cancel=rollback_on_cancel,
+            output=output,
+        )
         return follow(following, arrivals)
+
+
+def _last_event(service: Service, rollout: str) -> int:
+    """The number of the latest event: a hold that a person has passed long ago must not end the watching."""
+    events = service.get(f"/v1/explain?rollout={rollout}")["events"]
+    return max((int(event["seq"]) for event in events), default=0)
 
 
 def _seconds(duration: str) -> float:

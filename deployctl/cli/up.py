@@ -70,10 +70,8 @@ def up(
         running = _already_running(service, manifest, pid)
     elif detach:
         running = start_detached(service, manifest, recover=recover)
-    elif output is Output.JSON:
-        _stay(service, manifest, recover=recover)
     else:
-        _become(service, manifest, recover=recover)
+        _become(service, manifest, recover=recover, output=output)
     if output is Output.JSON:
         show_document(running.document)
     else:
@@ -94,34 +92,22 @@ def down(name: Name = None, output: AsOutput = Output.TEXT) -> None:
 
 def start_detached(service: Service, manifest: Manifest, *, recover: bool = False) -> Running:
     """Start the supervisor in a session of its own and wait until it serves; its error becomes ours."""
-    return _start(service, _supervisor(service, manifest, recover=recover), own_session=True)[0]
-
-
-def _stay(service: Service, manifest: Manifest, *, recover: bool) -> NoReturn:
-    """In the foreground for a program: one document when it serves, then whatever becomes of the service."""
-    arguments = [*_supervisor(service, manifest, recover=recover), "--with-parent"]
-    running, child = _start(service, arguments, own_session=False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda _number, _frame: child.terminate())
-    show_document(running.document)
-    sys.exit(child.wait())
-
-
-def _start(
-    service: Service, arguments: list[str], *, own_session: bool
-) -> tuple[Running, subprocess.Popen[bytes]]:
     service.home.create()
     log = service.home.log / "service.log"
     try:
         with log.open("ab") as sink:
             began = sink.tell()
             child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                arguments, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=own_session
+                _supervisor(service, manifest, recover=recover),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
             )
     except OSError as error:
         raise UnavailableError(f"cannot start the service: {error}") from error
     try:
-        return _wait_until_it_serves(service, child, log, began), child
+        return _wait_until_it_serves(service, child, log, began)
     except BaseException:
         if child.poll() is None:
             child.terminate()
@@ -164,16 +150,17 @@ def _already_running(service: Service, manifest: Manifest, pid: int) -> Running:
         return Running(client.get(STATUS), pid, "running")
 
 
-def _become(service: Service, manifest: Manifest, *, recover: bool) -> NoReturn:
-    os.execv(sys.executable, _supervisor(service, manifest, recover=recover))  # noqa: S606 - our own module
+def _become(service: Service, manifest: Manifest, *, recover: bool, output: Output) -> NoReturn:
+    """The supervisor takes this process over, and with it the terminal; it says itself where it serves."""
+    arguments = [*_supervisor(service, manifest, recover=recover), "--output", output.value]
+    os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter and module
 
 
 def _supervisor(service: Service, manifest: Manifest, *, recover: bool) -> list[str]:
     """The command line of a service; where it listens is there because the supervisor reads no manifest."""
     listen = manifest.service
     arguments = [sys.executable, "-m", "deployctl.supervisor", "--manifest", str(_path(manifest))]
-    arguments += ["--state", str(service.home.state), "--name", service.name]
-    arguments += ["--host", listen.host, "--port", str(listen.port)]
+    arguments += ["--state", str(service.home.path), "--listen", f"{listen.host}:{listen.port}"]
     return [*arguments, "--recover"] if recover else arguments
 
 

@@ -89,9 +89,11 @@ def _unknown_key(path: Path) -> str:
 def _unknown_word(name: str, detail: ErrorDetails) -> str:
     known = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
     word = detail["input"]
+    if not isinstance(word, str):
+        return f"{name}: must be one of {', '.join(known)}, not {shown(word)}"
     if word in LATER_WORDS:
         return f"{name}: {word!r} is not supported yet (known: {', '.join(known)})"
-    return unknown(name, word if isinstance(word, str) else shown(word), known)
+    return unknown(name, word, known)
 
 
 def _quoted(path: Path, tree: Tree) -> str:

@@ -46,7 +46,7 @@ def missing_values(tree: Tree) -> Iterator[Finding]:
     """Keys and list items with nothing behind them."""
     for path in tree.values:
         if path and path not in tree.unread and path in tree.texts and _value_at(tree.value, path) is None:
-            name = repr(path[-1]) if isinstance(path[-1], str) else "the list item"
+            name = shown(path[-1]) if isinstance(path[-1], str) else "the list item"
             yield Finding(path, f"{name} has no value; write one or leave it out", at_key=True)
 
 

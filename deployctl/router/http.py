@@ -7,12 +7,16 @@ The parser (llhttp) refuses ambiguous framing; what it leaves open (Host, sizes,
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import math
+import socket
+import termios
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
+from struct import Struct
 from time import monotonic, time
 from typing import Protocol, cast
 
@@ -160,9 +164,8 @@ class Connection(asyncio.Protocol):
         return self._request is not None or bool(self._ready or self._backlog)
 
     def pause_writing(self) -> None:
-        assert self._transport is not None
         self._stalled = True
-        self._unread = self._transport.get_write_buffer_size()
+        self._unread = self._count_unread()
         self._deadline = monotonic() + self._limits.patience
 
     def resume_writing(self) -> None:
@@ -184,17 +187,23 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Ends what takes too long: 408 for a message that does not get on, no word for silence."""
-        if self._stalled and self._transport is not None:
-            unread = self._transport.get_write_buffer_size()
+        transport = self._transport
+        if transport is None:
+            return
+        if self._stalled:
+            unread = self._count_unread()
             self._extend(now, self._unread - unread)
             self._unread = unread
         if now < self._deadline:
             return
-        if self._arriving and not self._lingering and not self._stalled:
+        if self._stalled or transport.is_closing():
+            self.abort()
+        elif self._arriving and not self._lingering:
             what = "body" if self._message.complete else "headers"
             self._refuse(_Refused(408, f"the {what} took too long to arrive"))
         else:
-            self.abort()
+            self._deadline = now + self._limits.patience
+            transport.close()
 
     # -- what the service and the set of connections call
 
@@ -234,7 +243,9 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
+        """Ends the connection and drops what the kernel still holds for a client that does not read."""
         if self._transport is not None:
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.abort()
 
     # -- one request after the other
@@ -338,6 +349,13 @@ class Connection(asyncio.Protocol):
         self._read_on(wanted=True)
         transport.write_eof()
 
+    def _count_unread(self) -> int:
+        """Bytes of answers that the client's machine has not taken: ours, and what the kernel holds."""
+        assert self._transport is not None
+        fd = self._transport.get_extra_info("socket").fileno()
+        (queued,) = _INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))
+        return int(queued) + self._transport.get_write_buffer_size()
+
     def _leave(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -412,7 +430,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         message = self._message
-        parts = message.body
+        parts, message.body = message.body, []
         message.continue_due = False
         self._arriving = False
         self._ready.append(
@@ -447,6 +465,8 @@ def _date() -> bytes:
 
 
 _MALFORMED = _Refused(400, "malformed request")
+_INT = Struct("i")
+_RESET = Struct("ii").pack(1, 0)  # SO_LINGER for no time at all
 _CLOSE = b"connection: close\r\n"
 _KEEP = b"connection: keep-alive\r\n"
 _RETRY = b"retry-after: 1\r\n"

@@ -7,7 +7,6 @@ neither here nor to another version.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Protocol, cast
@@ -44,7 +43,7 @@ class Link(asyncio.Protocol):
         self.pending: dict[int, Call] = {}
         self.pending_bytes = 0
         self._changed = changed
-        self._unsent: deque[Call] = deque()
+        self._unsent: dict[int, Call] = {}
         self._transport: asyncio.WriteTransport | None = None
         self._frames = FrameReader()
         self._writable = False
@@ -61,13 +60,14 @@ class Link(asyncio.Protocol):
         """Takes a call; all calls of one turn of the loop leave in one write."""
         self.pending[call.stream] = call
         self.pending_bytes += call.size
-        self._unsent.append(call)
+        self._unsent[call.stream] = call
         if self._writable and not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def drop(self, call: Call) -> None:
         """Forgets a call: its deadline has passed. An answer that still comes finds nobody."""
+        self._unsent.pop(call.stream, None)
         if self.pending.pop(call.stream, None) is not None:
             self._finished(call)
 
@@ -106,9 +106,7 @@ class Link(asyncio.Protocol):
         self._transport = None
         self._writable = False
         self._gone.set()
-        waiting = {call.stream for call in self._unsent}
-        sent = [call for stream, call in self.pending.items() if stream not in waiting]
-        for call in sent:
+        for call in [call for stream, call in self.pending.items() if stream not in self._unsent]:
             self.drop(call)
             call.lost()
         self._changed()
@@ -136,15 +134,14 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        unsent, pending = self._unsent, self.pending
+        unsent = self._unsent
         while unsent and self._writable and self._transport is not None:
             frames = []
             size = 0
             while unsent and size < _WRITE:
-                call = unsent.popleft()
-                if call.stream in pending:
-                    frames.append(call.frame())
-                    size += call.size
+                call = unsent.pop(next(iter(unsent)))
+                frames.append(call.frame())
+                size += call.size
             self._transport.write(b"".join(frames))
 
     def _finished(self, call: Call) -> None:

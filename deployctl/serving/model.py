@@ -1,7 +1,7 @@
 """One model: loaded from the very bytes whose digest was checked, warmed up with a real inference, then run.
 
 Everything that onnxruntime raises is translated here: at the load to a DeployctlError that stops the worker, in a
-request to BadRequest (the client's tensors) or ModelFailure (the version's fault).
+request to ModelFailure, the version's fault. Tensors that do not fit the signature never get that far (BadRequest).
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ _DATATYPES = {
 }
 _FATAL = 4
 _FAILED_NODE = re.compile(r"while running (\w+) node(?:\. Name:'([^']*)')?")
-_CLIENTS_SHAPE = re.compile(r"(?:Invalid rank|Got invalid dimensions) for input")
 
 
 class ModelFailure(Exception):  # noqa: N818  # an event in the model's life, answered with 500
@@ -101,7 +100,7 @@ class Model:
             values = self._session.run(names, feed)
         except Exception as error:
             # onnxruntime raises what has no common base; this is its border.
-            raise _translated(error) from error
+            raise _failure(error) from error
         return dict(zip(names, map(np.asarray, values), strict=True))
 
     def _warm_up(self, file: Path) -> dict[str, Array]:
@@ -195,13 +194,9 @@ def _strings(name: str, array: Array) -> Array:
     return strings
 
 
-def _translated(error: Exception) -> BadRequest | ModelFailure:
-    """What went wrong, without the rest of onnxruntime's message: it may quote values of the input."""
-    message = str(error)
-    # Where a model leaves a shape undeclared only onnxruntime knows that it does not fit.
-    if _CLIENTS_SHAPE.search(message):
-        return BadRequest(400, _one_line(error))
-    node = _FAILED_NODE.search(message)
+def _failure(error: Exception) -> ModelFailure:
+    """Where the model failed, without the rest of onnxruntime's message: it may quote values of the input."""
+    node = _FAILED_NODE.search(str(error))
     where = f" in node {node[2] or node[1]!r} ({node[1]})" if node else ""
     return ModelFailure(f"the model failed{where}: {type(error).__name__}")
 

@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 import socket
-import struct
 import time
 from collections import deque
 from pathlib import Path
@@ -227,7 +226,7 @@ class Link(asyncio.Protocol):
             self._backlog -= len(frame)
             try:
                 request = decode_request(frame)
-            except (struct.error, ValueError):
+            except FrameError:
                 self._transport.abort()
                 return False
             # Past its deadline the router has answered 504: nobody reads what would be said here.

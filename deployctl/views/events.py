@@ -16,6 +16,14 @@ def event_line(event: Document) -> str:
     return f"{_clock(event)}  {_elapsed(event)}  {where}  {_step(event):<9}  {words_of(event)}"
 
 
+def event_words(event: Document, width: int) -> str:
+    """The line where it fits; on a narrow screen only time, weight and words, as the status above says the rest."""
+    line = event_line(event)
+    if len(line) <= width:
+        return line
+    return f"{_clock(event)}  {figures.weight(event.get('weight')):>6}  {words_of(event)}"
+
+
 def words_of(event: Document) -> str:
     """What happened, why, and who said so when it was a person."""
     kind = str(event.get("kind") or "event").replace("_", " ")

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from deployctl.views.console import console_for, layout_for
-from deployctl.views.events import event_line
+from deployctl.views.events import event_words
 from deployctl.views.status import status_lines
 
 FEWEST_EVENTS, MOST_EVENTS = 2, 12
@@ -27,8 +27,15 @@ class LiveScreen:
     """For a terminal that can move its cursor; leaves its last picture behind."""
 
     def __init__(self) -> None:
-        self._console = console_for(sys.stdout)
-        self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="visible")
+        self._stream = sys.stdout
+        self._console = console_for(self._stream)
+        self._live = Live(
+            console=self._console,
+            auto_refresh=False,
+            vertical_overflow="visible",
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._status: Document | None = None
         self._events: deque[Document] = deque(maxlen=MOST_EVENTS)
 
@@ -58,15 +65,23 @@ class LiveScreen:
 
     def lines(self) -> list[Text]:
         """The picture: the status whole, and as many events as the terminal has room for."""
-        layout = layout_for(sys.stdout)
-        lines = (
-            status_lines(self._status, layout)
-            if self._status
-            else [Text("waiting for the service …", style="dim")]
-        )
-        room = self._console.height - len(lines) - 3
-        shown = list(self._events)[-max(FEWEST_EVENTS, room) :]
-        if shown:
-            lines += [Text(), *(Text(event_line(event), style="dim") for event in shown[:-1])]
-            lines.append(Text(event_line(shown[-1])))
-        return lines
+        layout = layout_for(self._stream)
+        if self._status is None:
+            lines = [Text("waiting for the service …", style="dim")]
+        else:
+            lines = status_lines(self._status, layout)
+        lines.append(Text())
+        room = self._console.height - 1 - sum(_rows(line, layout.width) for line in lines)
+        events: list[Text] = []
+        for event in reversed(self._events):
+            line = Text(event_words(event, layout.width), style="dim" if events else "")
+            room -= _rows(line, layout.width)
+            if room < 0 and len(events) >= FEWEST_EVENTS:
+                break
+            events.insert(0, line)
+        return lines + events
+
+
+def _rows(line: Text, width: int) -> int:
+    """How many rows of the terminal a line takes, at the least."""
+    return max(1, -(-line.cell_len // max(1, width)))

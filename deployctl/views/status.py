@@ -35,6 +35,7 @@ def status_lines(status: Document, layout: Layout) -> list[Text]:
     if status.get("rollout") and status.get("candidate"):
         lines += _weight_lines(status, layout)
         lines += metric_lines(status.get("metrics") or [], layout)
+        lines += [_fact("now", words) for words in _waiting_words(status)]
     lines.append(_fact("url", str(status.get("url") or figures.UNKNOWN)))
     lines.append(_fact("pids", _pids(status.get("pids") or {})))
     return lines
@@ -85,9 +86,10 @@ def phase_words(phase: Any) -> str:
 
 def evidence_of(metric: Document) -> list[tuple[str, float | None, float | None]]:
     """The kinds of evidence that a metric has, each with its value and its threshold."""
-    if metric.get("harm_threshold") is not None or metric.get("safe_threshold") is not None:
-        return [(kind, metric.get(kind), metric.get(f"{kind}_threshold")) for kind in ("harm", "safe")]
-    return [("evidence", metric.get("evidence"), metric.get("threshold"))]
+    harm = (metric.get("evidence"), metric.get("threshold"))
+    if metric.get("safe_threshold") is None:
+        return [("evidence", *harm)]
+    return [("harm", *harm), ("safe", metric.get("safe_evidence"), metric.get("safe_threshold"))]
 
 
 def needed_words(metric: Document) -> str:
@@ -129,6 +131,15 @@ def _weight_lines(status: Document, layout: Layout) -> list[Text]:
     if words := _step_words(status):
         lines.append(_fact("step", f"{words.removeprefix('step ')}{_ladder(status)}"))
     return lines
+
+
+def _waiting_words(status: Document) -> Iterator[str]:
+    if reason := status.get("reason"):
+        yield str(reason)
+    if status.get("waits_for"):
+        yield f"waits for a person: deployctl promote {status['service']}, or deployctl rollback {status['service']}"
+    elif status.get("phase") == "paused":
+        yield f"paused by a person: deployctl resume {status['service']}"
 
 
 def _step_words(status: Document) -> str:

@@ -385,9 +385,10 @@ def _from_json(tensor: _RawInput | _ParsedInput, dtype: np.dtype[Any], count: in
         if array.size != count:
             _refuse(name, f"data has {array.size} elements, shape {shape} has {count}")
         return array.reshape(shape)
-    if array.shape != tuple(shape):
+    # Nesting shows nothing below the first dimension that is 0.
+    if array.shape != tuple(shape if count else shape[: array.ndim]) or array.size != count:
         _refuse(name, f"data is nested as {list(array.shape)}, its shape is {shape}")
-    return array
+    return array.reshape(shape)
 
 
 def _array(values: list[Any], dtype: np.dtype[Any]) -> Array:

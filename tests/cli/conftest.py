@@ -1,210 +1,23 @@
-"""The CLI as a user has it: real processes, a real Unix socket, a service that plays what the test wrote down."""
+"""Fixtures of the CLI's tests; what they are made of is in cli_rig.py."""
 
-import fcntl
-import json
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cli_rig import MANIFEST, PATIENCE, STAND_IN, Cli, Playing, status_of, wait_for
 
 from deployctl.statedir import ServiceHome, running_pid
-
-ROOT = Path(__file__).parents[2]
-STAND_IN = Path(__file__).with_name("stand_in.py")
-PATIENCE = 20.0
-
-MANIFEST = """\
-apiVersion: deployctl/v1
-kind: Rollout
-metadata:
-  name: {name}
-spec:
-  service: {{listen: "127.0.0.1:0", model: digits, timeout: 500ms}}
-  baseline: {{version: "1", uri: v1.onnx}}
-  candidate: {{version: "2", uri: v2.onnx}}
-  strategy:
-    canary:
-      steps: [{{setWeight: 5}}, {{setWeight: 10}}]
-      minDwell: 3s
-  analysis:
-    metrics:
-      - {{name: error-rate, margin: 0.5%}}
-"""
-
-METRIC = {
-    "name": "error-rate",
-    "verdict": "inconclusive",
-    "baseline": {"n": 19000, "bad": 12},
-    "candidate": {"n": 1002, "bad": 1},
-    "effect": 0.00037,
-    "interval": [-0.001, 0.0031],
-    "evidence": 40.2,
-    "threshold": 120.0,
-    "harm": 0.21,
-    "harm_threshold": 600.0,
-    "safe": 40.2,
-    "safe_threshold": 120.0,
-    "needed": 812,
-}
-
-
-def status_of(name: str = "digits", **changes: object) -> dict[str, object]:
-    """A service in the middle of a canary, as its status says it."""
-    return {
-        "schema_version": 1,
-        "service": name,
-        "live": "1",
-        "previous": None,
-        "phase": "progressing",
-        "step": 2,
-        "steps": 6,
-        "step_weights": [5, 10, 20, 30, 40, 50],
-        "weight": 10,
-        "rollout": "r-0007",
-        "baseline": "1",
-        "candidate": "2",
-        "pids": {"supervisor": 4711, "controller": 4712, "routers": [4713], "workers": [4714, 4715]},
-        "url": "http://127.0.0.1:8080",
-        "metrics": [METRIC],
-    } | changes
-
-
-def wait_for(claim: Callable[[], object]) -> None:
-    """Until the claim holds; polling, so that no test waits longer than it must."""
-    deadline = time.monotonic() + PATIENCE
-    while not claim():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-@dataclass
-class Playing:
-    """A stand-in service of this test."""
-
-    home: ServiceHome
-    process: subprocess.Popen[bytes]
-    seq: int = 0
-    replies: dict[str, object] = field(default_factory=dict)
-
-    def reply(self, call: str, document: object) -> None:
-        self.replies[call] = document
-        fresh = self.home.path / "replies.fresh"
-        fresh.write_text(json.dumps(self.replies))
-        fresh.rename(self.home.path / "replies.json")
-
-    def event(self, kind: str, phase: str, weight: float, **more: object) -> None:
-        self.seq += 1
-        document = {
-            "schema_version": 1,
-            "seq": self.seq,
-            "rollout": "r-0007",
-            "kind": kind,
-            "at": self.seq * 1.5,
-            "wall": "2026-01-01T12:00:01.250Z",
-            "by": "gate",
-            "reason": f"words {self.seq}",
-            "phase": phase,
-            "step": 1,
-            "steps": 6,
-            "weight": weight,
-            "finished": False,
-            "verdict": None,
-        } | more
-        with (self.home.path / "events.jsonl").open("a") as tape:
-            fcntl.flock(tape, fcntl.LOCK_EX)
-            tape.write(json.dumps(document) + "\n")
-
-    def orders(self) -> list[dict[str, object]]:
-        """What was asked for, questions left out."""
-        log = self.home.path / "orders.jsonl"
-        read = [json.loads(text) for text in log.read_text().splitlines()] if log.exists() else []
-        return [order for order in read if order["call"].startswith("POST")]
-
-    def kill_controller(self) -> None:
-        pid_file = self.home.path / "controller.pid"
-        before = pid_file.read_text()
-        os.kill(int(before), signal.SIGKILL)
-        wait_for(lambda: pid_file.read_text() not in {"", before})
-
-
-@dataclass
-class Cli:
-    """`deployctl` with a state directory of its own."""
-
-    state: Path
-    directory: Path
-
-    def environment(self, **more: str) -> dict[str, str]:
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in {"NO_COLOR", "FORCE_COLOR", "COLUMNS"}
-        }
-        own = {"DEPLOYCTL_STATE_DIR": str(self.state), "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-        return kept | own | {"USER": "anna", "LOGNAME": "anna"} | more
-
-    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=PATIENCE * 3,
-            cwd=self.directory,
-            env=self.environment(**environment),
-        )
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            cwd=self.directory,
-            env=self.environment(),
-        )
-
-    def on_terminal(self, *arguments: str, until: str, **environment: str) -> str:
-        """What a terminal shows up to and with `until`; the command is then interrupted."""
-        parent, child = pty.openpty()
-        process = subprocess.Popen(
-            self.command(*arguments), stdin=child, stdout=child, stderr=child, cwd=self.directory,
-            env=self.environment(**environment),
-        )  # fmt: skip
-        os.close(child)
-        seen, deadline = "", time.monotonic() + PATIENCE
-        while until not in seen:
-            assert time.monotonic() < deadline, seen
-            if select.select([parent], [], [], 0.1)[0]:
-                try:
-                    seen += os.read(parent, 65536).decode(errors="replace")
-                except OSError:  # the command has ended
-                    break
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
-        os.close(parent)
-        return seen
-
-    @staticmethod
-    def command(*arguments: str) -> list[str]:
-        return [sys.executable, "-m", "deployctl", *arguments]
 
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Iterator[Cli]:
     with tempfile.TemporaryDirectory(prefix="dctl") as state:
-        yield Cli(Path(state), tmp_path)
+        one = Cli(Path(state), tmp_path)
+        yield one
+        one.end()
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import json
 import signal
 
-from conftest import METRIC, status_of
+from cli_rig import METRIC, status_of
 
 EVENT = {
     "schema_version": 1, "seq": 1, "rollout": "r-0007", "kind": "rolled_back", "at": 12.5, "wall": "2026-01-01T12:00:01Z",
     "by": "gate", "reason": "error-rate is worse", "phase": "rolled_back", "step": 1, "steps": 6, "weight": 0,
-    "finished": True, "verdict": {"result": "fail", "metrics": [METRIC | {"verdict": "fail", "harm": 812.0}]},
+    "finished": True, "verdict": {"result": "fail", "metrics": [METRIC | {"verdict": "fail", "evidence": 812.0}]},
 }  # fmt: skip
 
 
@@ -168,8 +168,8 @@ def test_history_shows_each_event_with_its_evidence(cli, play):
 
 def test_explain_says_the_sentence_first(cli, play):
     explained = {"rollout": "r-0007", "phase": "rolled_back", "sentence": "2 answered worse than 1",
-                 "decided_by": "error-rate", "metrics": [METRIC | {"verdict": "fail", "harm": 812.0}],
-                 "events": [EVENT]}  # fmt: skip
+                 "decided_by": "error-rate", "metrics": [METRIC | {"verdict": "fail", "evidence": 812.0}],
+                 "would_change": "fewer bad answers", "events": [EVENT]}  # fmt: skip
     play().reply("GET /v1/explain", explained)
     done = cli("explain", "digits", "--rollout", "r-0007")
     assert done.stdout.startswith("rolled back: 2 answered worse than 1\n")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from array import array
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -145,12 +146,15 @@ class Worker:
 
     def __init__(self, directory, version):
         self.version = version
+        self.process = None
         self.socket = str(Path(directory) / f"worker-{version}.sock")
         self.upstream = Upstream(version, f"sha256:{version}", self.socket)
         self.as_version = Version(version, f"sha256:{version}")
         self.start()
 
     def start(self):
+        if self.process:
+            self.process.wait()
         Path(self.socket).unlink(missing_ok=True)
         script = Path(__file__).with_name("stand_in_worker.py")
         self.process = subprocess.Popen([sys.executable, str(script), self.socket, self.version])
@@ -289,3 +293,60 @@ def request(method, path, body=b"", **headers):
 def do(what, **wishes):
     """The body that makes a stand-in worker do something."""
     return json.dumps({"do": what, **wishes}).encode()
+
+
+def versions_of(street, keys, *, at_once=200):
+    """Asks for every key once, pipelined over eight connections: which version answered whom."""
+    answered = {}
+
+    def ask(keys):
+        with street.connect() as client:
+            for start in range(0, len(keys), at_once):
+                some = keys[start : start + at_once]
+                client.send(
+                    b"".join(request("POST", "/v2/models/m/infer", b"{}", x_user_id=key) for key in some)
+                )
+                for key in some:
+                    answered[key] = client.read().json["model_version"]
+
+    threads = [threading.Thread(target=ask, args=[keys[n::8]]) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answered) == len(keys)
+    return answered
+
+
+class Load:
+    """Closed-loop clients that ask without a pause until they are told to stop; every answer is counted."""
+
+    def __init__(self, street, clients=8, body=b"{}"):
+        self.street = street
+        self.statuses = Counter()
+        self.versions = Counter()
+        self.errors = []
+        self._body = body
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self):
+        with self.street.connect() as client:
+            while not self._over.is_set():
+                try:
+                    answer = client.ask("POST", "/v2/models/m/infer", self._body)
+                except (OSError, EOFError) as error:
+                    self.errors.append(error)
+                    return
+                self.statuses[answer.status] += 1
+                self.versions[answer.json.get("model_version")] += 1

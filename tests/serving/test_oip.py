@@ -70,7 +70,7 @@ MALFORMED = {
     "too many elements": (body(data=[1, 2, 3]), 400, "data has 3 elements, shape [1, 2] has 2"),
     "nested otherwise": (body(data=[[1], [2]]), 400, "data is nested as [2, 1], its shape is [1, 2]"),
     "nested deeper": (body(data=[[[1, 2]]]), 400, "Expected `float`, got `array`"),
-    "nested less deeply": (body(shape=[1, 1, 2], data=[[1, 2]]), 400, "Expected `array`, got `float`"),
+    "nested less deeply": (body(shape=[1, 1, 2], data=[[1, 2]]), 400, "Expected `array`, got `int`"),
     "ragged": (body(shape=[2, 2], data=[[1, 2, 3], [4]]), 400, "inhomogeneous"),
     "ragged text": (body(datatype="BYTES", shape=[2, 1], data=[["a"], []]), 400, "ragged"),
     "data that is a number": (body(data=5), 400, "Expected `array`, got `int`"),
@@ -93,7 +93,7 @@ MALFORMED = {
         400,
         "out of range",
     ),
-    "a lone surrogate": (body(datatype="BYTES", data=["\ud800", "b"]), 400, "input 'x'"),
+    "a lone surrogate": (body(datatype="BYTES", data=["\ud800", "b"]), 400, LEND),
     "10,000 brackets as data": (body(data=7).replace(b"7", b"[" * 10000), 400, ""),
     "100,000 brackets, closed": (
         body(data=7).replace(b"7", b"[" * 100_000 + b"]" * 100_000),

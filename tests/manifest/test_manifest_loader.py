@@ -160,7 +160,7 @@ def test_a_tab_is_an_error_at_its_place(text, place):
         (b"a: 1\nb: \x00\n", (2, 4), "U+0000"),
         (b"a: [1, 2\nb: 3\n", (2, 2), "expected ',' or ']'"),
         (b"a: b: c\n", (1, 5), "mapping values are not allowed here"),
-        (b'a: "\\UFFFFFFFF"\n', (1, 5), "names no character"),
+        (b'a: "\\UFFFFFFFF"\n', (1, 7), "names no character"),
         (b'a: "open', (1, 9), "end of stream"),
         (b"@: 1\n", (1, 1), "cannot start"),
     ],
@@ -211,11 +211,13 @@ def test_an_empty_file_has_no_value():
     assert read_yaml(b"# nothing\n").value is None
 
 
-@given(st.binary(max_size=200) | st.text(alphabet="ab:-?[]{},&*!|>'\"%@`#~<0.x \n\t", max_size=80).map(str.encode))
+@given(
+    st.binary(max_size=200)
+    | st.text(alphabet="ab:-?[]{},&*!|>'\"%@`#~<0.x \n\t", max_size=80).map(str.encode)
+)
 def test_any_bytes_are_a_tree_or_one_broken_place(text):
     try:
-        tree = read_yaml(text)
+        start = read_yaml(text).values[()]
     except BrokenYamlError as error:
-        assert error.mark >= Mark(1, 1)
-    else:
-        assert () in tree.values
+        start = error.mark
+    assert start >= Mark(1, 1)

@@ -14,7 +14,8 @@ METRICS = ("error-rate", "null-rate", "latency", "label-error-rate")
 ENGINES = ("builtin",)
 
 # The example of the documentation, without the keys that this version cannot carry out.
-FULL = dedent("""\
+FULL = (
+    dedent("""\
     apiVersion: deployctl/v1
     kind: Rollout
     metadata:
@@ -52,7 +53,34 @@ FULL = dedent("""\
         - {name: null-rate}
         - {name: latency, tolerance: {relative: 10%, absolute: 5ms}}
         - {name: label-error-rate}
-    """).replace("BASE", "b" * 64).replace("CAND", "c" * 64)
+    """)
+    .replace("BASE", "b" * 64)
+    .replace("CAND", "c" * 64)
+)
+
+WRONG_IN_TEN_WAYS = """\
+apiVersion: deployctl/v2
+kind: Rollout
+metadata:
+  name: Digits
+spec:
+  service:
+    listen: 127.0.0.1
+    enginee: builtin
+  baseline: {version: 1.10, uri: models/v1.onnx}
+  candidate: {version: "2"}
+  strategy:
+    canary:
+      steps:
+      - setWeigth: 5
+      - 10
+      - 7
+      minDwell: 30s
+      minDwell: 3s
+  analysis:
+    metrics:
+    - {name: null-rate}
+"""
 
 
 def loaded(text, base=Path("/models-of-test")):

@@ -1,0 +1,162 @@
+"""plan: what a manifest would do, what each gate needs, and what it will not notice. Changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from deployctl.cli.manifests import read_manifest
+from deployctl.errors import Exit, InvalidError
+from deployctl.views.console import say, show_document
+
+if TYPE_CHECKING:
+    from deployctl.core.forecast import StepForecast, Traffic
+    from deployctl.core.plan import Plan, Version
+    from deployctl.manifest.manifest import Manifest, ModelRef
+
+
+def run_plan(
+    file: str,
+    *,
+    as_json: bool,
+    rate: float = 50.0,
+    label_rate: float | None = None,
+    base_rate: float = 0.01,
+) -> int:
+    """Print the plan of a manifest at this traffic (requests and labels a second, baseline's rate of bad answers)."""
+    from deployctl.core.forecast import Traffic, forecast  # noqa: PLC0415 - numpy: --help does without
+    from deployctl.manifest.manifest import plan  # noqa: PLC0415 - as above
+
+    if rate <= 0 or not 0 <= base_rate < 1:
+        raise InvalidError("--rate must be above 0 requests a second, --base-rate from 0 to below 1")
+    manifest = read_manifest(file)
+    baseline, ours = _checked(manifest.baseline)
+    if manifest.candidate is None or manifest.strategy is None:
+        _print_service(manifest, baseline, as_json=as_json)
+        return Exit.DONE
+    candidate, theirs = _checked(manifest.candidate)
+    compiled = plan(manifest, baseline, candidate)
+    traffic = Traffic(rate, rate if label_rate is None else label_rate, base_rate)
+    steps = forecast(compiled, traffic)
+    difference = _difference(ours, theirs)
+    if as_json:
+        show_document(_document(manifest, compiled, traffic, steps, difference))
+    else:
+        for line in _lines(manifest, compiled, traffic, steps, difference):
+            say(line)
+    return Exit.INVALID if difference else Exit.DONE
+
+
+def _checked(model: ModelRef) -> tuple[Version, dict[str, Any]]:
+    """The digest of a model's bytes and what it says of itself. Raises what is wrong with it."""
+    from deployctl.core.plan import Version  # noqa: PLC0415 - --help does without
+    from deployctl.serving.model import Model  # noqa: PLC0415 - onnxruntime
+
+    try:
+        found = f"sha256:{sha256(model.path.read_bytes()).hexdigest()}"
+    except OSError as error:
+        raise InvalidError(
+            f"{str(model.path)!r} cannot be read: {error.strerror or error}; a model's uri is relative to the manifest"
+        ) from error
+    report = Model(model.path, model.digest or found).report()
+    return Version(model.version, found), report
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    from deployctl.controller.commands import signature_difference  # noqa: PLC0415 - as above
+
+    if theirs["nonfinite"]:
+        return f"the warm-up on zeros gave NaN or infinity in {', '.join(theirs['nonfinite'])}"
+    return signature_difference(ours, theirs)
+
+
+def _print_service(manifest: Manifest, baseline: Version, *, as_json: bool) -> None:
+    if as_json:
+        document = {"schema_version": 1, "service": manifest.name, "baseline": asdict(baseline), "steps": []}
+        show_document(document)
+    else:
+        say(
+            f"{manifest.name}: version {baseline.version} ({baseline.digest[:19]}) alone; nothing to roll out"
+        )
+
+
+def _document(
+    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], difference: str | None
+) -> dict[str, Any]:
+    document: dict[str, Any] = _finite(
+        {
+            "schema_version": 1,
+            "service": manifest.name,
+            "strategy": plan.strategy,
+            "baseline": asdict(plan.baseline),
+            "candidate": asdict(plan.candidate),
+            "unit": plan.unit,
+            "alpha": plan.alpha,
+            "beta": plan.beta,
+            "step_timeout": plan.step_timeout,
+            "on_inconclusive": plan.on_inconclusive.value,
+            "keep_warm": plan.keep_warm,
+            "assumed": asdict(traffic),
+            "signature_difference": difference,
+            "steps": [asdict(step) for step in steps],
+            "typical_seconds": sum(step.typical for step in steps),
+            "slow_seconds": sum(step.slow for step in steps),
+        }
+    )
+    return document
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: what never comes is null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(
+    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], difference: str | None
+) -> Iterator[str]:
+    yield (
+        f"{manifest.name}: {plan.strategy} of version {plan.candidate.version} ({plan.candidate.digest[:19]}) against "
+        f"version {plan.baseline.version} ({plan.baseline.digest[:19]})"
+    )
+    yield f"signatures: {difference or 'inputs and outputs are the same'}"
+    yield (
+        f"assumed: {traffic.requests_per_second:g} requests/s, {traffic.labels_per_second:g} labels/s, a baseline with "
+        f"{100 * traffic.base_rate:g} % bad answers (change with --rate, --label-rate, --base-rate)"
+    )
+    yield (
+        f"a harmless candidate is rolled back with probability {plan.alpha:g} at most, one worse than a margin promoted with "
+        f"{plan.beta:g} at most"
+    )
+    for number, step in enumerate(steps, 1):
+        person = ", then a person promotes" if step.awaits_person else ""
+        yield (
+            f"step {number} of {len(steps)}: weight {step.weight:g} %, {_time(step.typical)} (slow case {_time(step.slow)}), "
+            f"at least {_time(step.dwell)}{person}"
+        )
+        for metric in step.metrics:
+            yield (
+                f"    {metric.name:<17} excludes +{100 * metric.margin:.3g} points with {metric.units:,.0f} candidate "
+                f"{metric.unit} in {_time(metric.typical)}; will not notice an increase below {100 * metric.unnoticed:.2g} points"
+            )
+        if step.warning:
+            yield f"    warning: {step.warning}"
+    total, slow = sum(step.typical for step in steps), sum(step.slow for step in steps)
+    limit = (
+        "30 minutes or what the traffic asks for" if plan.step_timeout is None else _time(plan.step_timeout)
+    )
+    yield f"promotion after {_time(total)}, slow case {_time(slow)}; a step that shows nothing within {limit}: {plan.on_inconclusive.value}"
+
+
+def _time(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "never"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
