@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -29,7 +29,8 @@ MAX_JOINABLE = 100_000
 MAX_EARLY_LABELS = 10_000
 """Labels that came before their answer was known."""
 
-_HEAD = Struct("<II")
+_HEAD = Struct("<III")
+"""Length of the body, checksum of the length, checksum of the body: a damaged length must not pass for an unfinished end."""
 
 
 class Began(msgspec.Struct, tag="began", frozen=True):
@@ -83,17 +84,24 @@ class Records:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise UnavailableError(f"{path}: cannot be opened: {error.strerror}") from error
+        try:
             entries, whole, size = _read(path)
             if size > whole:
                 os.ftruncate(fd, whole)
         except OSError as error:
+            os.close(fd)
             raise UnavailableError(f"{path}: cannot be opened: {error.strerror}") from error
+        except BaseException:
+            os.close(fd)
+            raise
         return cls(path, fd, entries, size - whole)
 
     def append(self, entry: Entry) -> None:
         """Write one entry down. Raises UnavailableError when the disk does not take it; it then does not count."""
         body = _encoder.encode(entry)
-        data = _HEAD.pack(len(body), zlib.crc32(body)) + body
+        data = _HEAD.pack(len(body), _crc_of_length(len(body)), zlib.crc32(body)) + body
         before = os.lseek(self._fd, 0, os.SEEK_END)
         try:
             if os.write(self._fd, data) != len(data):
@@ -119,7 +127,9 @@ def _read(path: Path) -> tuple[list[Entry], int, int]:
     entries: list[Entry] = []
     at = 0
     while at + _HEAD.size <= len(data):
-        length, checksum = _HEAD.unpack_from(data, at)
+        length, length_checksum, checksum = _HEAD.unpack_from(data, at)
+        if length_checksum != _crc_of_length(length):
+            raise IntegrityError(f"{path}: entry {len(entries) + 1} at byte {at} does not match its checksum")
         stop = at + _HEAD.size + length
         if stop > len(data):
             break
@@ -129,6 +139,10 @@ def _read(path: Path) -> tuple[list[Entry], int, int]:
         entries.append(_decoder.decode(body))
         at = stop
     return entries, at, len(data)
+
+
+def _crc_of_length(length: int) -> int:
+    return zlib.crc32(length.to_bytes(4, "little"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +165,8 @@ class Rows:
 def rows_of(batch: Batch) -> Rows:
     """The columns of a batch as OUTCOME rows. Raises ValueError when their lengths differ."""
     count = len(batch.id)
+    if len(batch.prediction) != count:
+        raise ValueError(f"batch {batch.number} has {count} ids and {len(batch.prediction)} predictions")
     columns = np.zeros(count, OUTCOME)
     for name, raw in (
         ("key", batch.key),
@@ -161,8 +177,14 @@ def rows_of(batch: Batch) -> Rows:
         ("status", batch.status),
         ("null", batch.null),
     ):
-        columns[name] = np.frombuffer(raw, OUTCOME[name], count=count)
-    return Rows(columns, batch.id, batch.prediction, np.frombuffer(batch.explicit, "i1", count=count) == 1)
+        columns[name] = _column(raw, OUTCOME[name], count)
+    return Rows(columns, batch.id, batch.prediction, _column(batch.explicit, np.dtype("i1"), count) == 1)
+
+
+def _column(raw: bytes, kind: np.dtype[Any], count: int) -> np.ndarray[tuple[int], np.dtype[Any]]:
+    if len(raw) != count * kind.itemsize:
+        raise ValueError(f"a column of {len(raw)} bytes; {count} of {kind} are expected")
+    return np.frombuffer(raw, kind)
 
 
 @dataclass(slots=True)

@@ -167,7 +167,10 @@ class Supervisor:
             self._recover = False
             in_a_row = 0 if loop.time() - began > SETTLED_SECONDS else in_a_row + 1
             if in_a_row > HOPELESS and self._router is None:
-                self._exit = (Exit.BUG, "the controller ends again and again before it serves; its trace is above")
+                self._exit = (
+                    Exit.BUG,
+                    "the controller ends again and again before it serves; its trace is above",
+                )
                 self._ended.set()
             await asyncio.sleep(BACK_OFF[min(in_a_row, len(BACK_OFF)) - 1] if in_a_row else 0.0)
 

@@ -19,8 +19,10 @@ from deployctl.controller import documents
 from deployctl.controller.commands import Commands
 from deployctl.controller.loop import TICK_SECONDS, Controller
 from deployctl.controller.workers import SupervisorLink
-from deployctl.errors import DeployctlError, InvalidError
+from deployctl.core.rollout import Cause, Event, Kind
+from deployctl.errors import DeployctlError, IntegrityError, InvalidError, error_for
 from deployctl.journal import Journal
+from deployctl.journal import recover as journal_recover
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
 from deployctl.traffic.builtin import RouterLink
@@ -135,43 +137,85 @@ def _text(request: admin.AdminRequest, name: str) -> str:
 
 async def run(given: argparse.Namespace) -> None:
     """The life of one controller: read the journal, take over the sockets, tick until the supervisor is gone."""
-    loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, ended.set)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     woken: list[Controller] = []
     link = SupervisorLink(lambda: woken[0].wake() if woken else None, ended.set)
     await link.connect(socket.socket(fileno=given.control_fd))
     home = ServiceHome(given.state, given.name)
     try:
-        journal = Journal.open(home.journal)
-        if journal.dropped_bytes:
-            print(
-                f"deployctl: {home.journal}: {journal.dropped_bytes} bytes of an unfinished record were cut",
-                file=sys.stderr,
-            )  # noqa: T201 - the service's log
+        journal = _open_journal(home, recover=given.recover)
         controller = Controller(home, journal, Store(home.models))
-        controller.workers = link
-        traffic = RouterLink(given.fence, controller.on_batch, controller.wake, controller.on_router_gone)
-        controller.traffic = traffic
         woken.append(controller)
-        await traffic.listen(socket.socket(fileno=given.orders_fd))
-        commands = Commands(controller, link)
-        api = Api(controller, commands, link, given.address)
-        admin.serve(socket.socket(fileno=given.admin_fd), api.handle)
-        takes_over = given.fence > 1 and controller.service is not None
-        await commands.up(None if takes_over else _read(given.manifest), given.manifest)
-        ticking = loop.create_task(_tick(controller))
-        await _until_serving(controller, ended)
-        api.serving.set()
-        if given.fence == 1:
-            _announce(link, api.describe())
-        await ended.wait()
-        ticking.cancel()
+        await _control(controller, link, given, ended)
         journal.close()
     except DeployctlError as error:
+        await _give_up(error, link, given, ended)
+
+
+async def _control(
+    controller: Controller, link: SupervisorLink, given: argparse.Namespace, ended: asyncio.Event
+) -> None:
+    controller.workers = link
+    traffic = RouterLink(given.fence, controller.on_batch, controller.wake, controller.on_router_gone)
+    controller.traffic = traffic
+    if given.recover:
+        _end_rollout_after_damage(controller)
+    await traffic.listen(socket.socket(fileno=given.orders_fd))
+    commands = Commands(controller, link)
+    api = Api(controller, commands, link, given.address)
+    admin.serve(socket.socket(fileno=given.admin_fd), api.handle)
+    takes_over = given.fence > 1 and controller.service is not None
+    await commands.up(None if takes_over else _read(given.manifest), given.manifest)
+    ticking = asyncio.get_running_loop().create_task(_tick(controller))
+    await _until_serving(controller, link, ended)
+    api.serving.set()
+    if given.fence == 1:
+        _announce(link, api.describe())
+    await ended.wait()
+    ticking.cancel()
+
+
+async def _give_up(
+    error: DeployctlError, link: SupervisorLink, given: argparse.Namespace, ended: asyncio.Event
+) -> None:
+    """A start that fails ends the service. One that served before goes on serving its last split, and says why it is stuck."""
+    if given.fence == 1 or not isinstance(error, IntegrityError):
         link.exit(error.exit_code, str(error))
         await ended.wait()
+        return
+
+    async def refuse(_request: admin.AdminRequest) -> admin.AdminReply:
+        raise IntegrityError(f"{error}; traffic stays as it was")
+
+    admin.serve(socket.socket(fileno=given.admin_fd), refuse)
+    await ended.wait()
+
+
+def _open_journal(home: ServiceHome, *, recover: bool) -> Journal:
+    recovery = journal_recover(home.journal) if recover else None
+    if recovery is not None:
+        _log(
+            f"{home.journal}: {recovery.damage}; kept as {recovery.kept}, {len(recovery.records)} records are proven"
+        )
+    journal = Journal.open(home.journal)
+    if journal.dropped_bytes:
+        _log(f"{home.journal}: {journal.dropped_bytes} bytes of an unfinished record were cut")
+    return journal
+
+
+def _end_rollout_after_damage(controller: Controller) -> None:
+    """After `--recover` the last live version that is proven serves, with no rollout."""
+    rollout = controller.service.running if controller.service else None
+    if rollout is not None:
+        words = "the journal was damaged after this; recovered without the rollout"
+        event = Event(0, Kind.ROLLED_BACK, rollout.at, "person:recover", Cause.PERSON, words, rollout.step)
+        controller.record(rollout.id, event)
+
+
+def _log(line: str) -> None:
+    print(f"deployctl: {line}", file=sys.stderr, flush=True)  # noqa: T201 - the service's log
 
 
 def _read(manifest: Path) -> str:
@@ -187,9 +231,16 @@ async def _tick(controller: Controller) -> None:
         await asyncio.sleep(TICK_SECONDS)
 
 
-async def _until_serving(controller: Controller, ended: asyncio.Event) -> None:
+async def _until_serving(controller: Controller, link: SupervisorLink, ended: asyncio.Event) -> None:
+    """Until a router does what was asked. Raises what keeps the live version from being loaded."""
+    assert controller.service is not None
+    live = controller.service.live
+    assert live is not None
     while controller.traffic.confirmed is None and not ended.is_set():
         controller.act(time.monotonic())
+        worker = link.workers.get(controller.settings_id(live))
+        if worker is not None and (reason := link.failure(worker.id)):
+            raise error_for(int(worker.report.get("exit_code", 2)), f"live version {live.version}: {reason}")
         await asyncio.sleep(0.01)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Commands:
         self._controller = controller
         self._supervisor = supervisor
         self._starting = asyncio.Lock()
+        self.token: Callable[[], str] = partial(secrets.token_hex, 3)
 
     async def up(self, text: str | None, path: Path) -> None:
         """Serve the baseline of the manifest or, after a restart, what the journal says is live.
@@ -79,7 +81,7 @@ class Commands:
                 "timeout": controller.spec["timeout"],
             }
         )
-        controller.act(time.monotonic())
+        controller.act(controller.monotonic())
 
     async def _serve(self, manifest: Manifest) -> None:
         """Write down what is served, if that is new."""
@@ -192,7 +194,7 @@ class Commands:
         deadline = time.monotonic() + LOAD_SECONDS
         while time.monotonic() < deadline:
             if controller.service is not None:
-                controller.act(time.monotonic())
+                controller.act(controller.monotonic())
             else:
                 controller.want_only(version)
             worker = self._supervisor.workers.get(identity)
@@ -238,7 +240,7 @@ class Commands:
             )
             controller.record(last.id, ending)
         number = len(controller.service.rollouts) + 1
-        rollout_id = f"{controller.name}-{number}-{secrets.token_hex(3)}"
+        rollout_id = f"{controller.name}-{number}-{self.token()}"
         started = Event(0, Kind.STARTED, 0.0, by, Cause.PERSON, reason, plan=desired)
         controller.record(rollout_id, started, manifest=manifest, prediction=prediction)
         return controller.last
@@ -363,7 +365,7 @@ class Commands:
         return self._controller.service.running
 
     def _now(self, rollout: Rollout) -> float:
-        return max(self._controller.clock.advance(time.monotonic()), rollout.at)
+        return max(self._controller.clock.advance(self._controller.monotonic()), rollout.at)
 
     async def _confirm(self) -> None:
         if not await self._controller.confirmed(CONFIRM_SECONDS):

@@ -49,6 +49,7 @@ def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[s
         "pids": pids,
         "url": f"http://{address}",
         "model": controller.spec.get("model"),
+        "left_out": _left_out(controller),
         "labels": controller.observation.labels if controller.observation else {},
         "metrics": [metric(part) for part in verdict.metrics] if verdict else [],
     }
@@ -165,6 +166,17 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "decided_by": verdict.decided_by,
         "metrics": [metric(part) for part in verdict.metrics],
+    }
+
+
+def _left_out(controller: Controller) -> dict[str, int]:
+    """Requests that did not become evidence, by reason."""
+    seen = controller.observation.left_out if controller.observation else None
+    return {
+        "explicit_version": seen.explicit if seen else 0,
+        "client_left": seen.client_left if seen else 0,
+        "not_written_down": controller.left_out,
+        "dropped_by_routers": controller.traffic.dropped,
     }
 
 

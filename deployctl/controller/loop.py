@@ -7,6 +7,7 @@ workers and routers asked for the state that the journal says.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from deployctl.core.rollout import (
 from deployctl.core.service import Service, serve, with_event
 from deployctl.core.verdict import Result, Verdict
 from deployctl.errors import IntegrityError, UnavailableError
-from deployctl.records import Began, Clock, Entry, Gone, Intake, Records, iter_batches, rows_of
+from deployctl.records import Began, Clock, Entry, Gone, Intake, Records, Rows, iter_batches, rows_of
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
 from deployctl.wire.orders import Batch, Upstream
@@ -43,11 +44,16 @@ TICK_SECONDS = 0.05
 LONGEST_WATCH = 1.0
 """Seconds that may pass between two ticks and still count as watched; a suspended machine watches nothing."""
 
+UNHEARD_SECONDS = 5.0
+"""A router of which nothing was heard for so long after a restart of the controller is taken for lost."""
+
 UNSEEN = Verdict(Result.INCONCLUSIVE, "the candidate has not seen a request yet")
 
 
 class Traffic(Protocol):
-    """Whoever carries the traffic. `apply` asks for a whole split, twice is the same as once; `confirmed` is read back."""
+    """Whoever carries the traffic. `apply` asks for a whole split, twice is the same as once; `confirmed` is read back;
+    `dropped` counts outcomes that were lost on the way.
+    """
 
     def apply(self, split: Split, upstreams: tuple[Upstream, ...]) -> None: ...
 
@@ -57,11 +63,18 @@ class Traffic(Protocol):
     @property
     def confirmed(self) -> Split | None: ...
 
+    @property
+    def dropped(self) -> int: ...
+
 
 class Versions(Protocol):
-    """Whoever runs the versions. `proven` are the reports of those that were ready once, by worker id."""
+    """Whoever runs the versions. `proven` are the reports of those that were ready once, by worker id; `failure` is why
+    one cannot be loaded, None for one that can or may yet.
+    """
 
     proven: dict[str, Mapping[str, Any]]
+
+    def failure(self, identity: str) -> str | None: ...
 
     def want(self, settings: list[dict[str, Any]]) -> None: ...
 
@@ -109,6 +122,9 @@ class Controller:
         self.verdict: Verdict = UNSEEN
         self.clock = RolloutClock()
         self.left_out = 0
+        self.trouble: str | None = None
+        self.monotonic: Callable[[], float] = time.monotonic
+        self.wall: Callable[[], str] = wall_time
         self._records: Records | None = None
         self._seen_batches: dict[str, int] = {}
         self._predictions: dict[str, dict[str, Any] | None] = {}
@@ -116,6 +132,8 @@ class Controller:
         self._lingering: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}
         self._checkpoint = 0.0
+        self._unheard: set[str] = set()
+        self._resumed_at = 0.0
         self._seq = 0
         self._news = asyncio.Event()
         self._awake = False
@@ -167,6 +185,7 @@ class Controller:
             if self.observation is not None:
                 self.observation.fold(entry)
         self._seen_batches = dict(iter_batches(self._records.entries))
+        self._unheard, self._resumed_at = set(self._seen_batches), self.clock.now
         self._records.entries = [entry for entry in self._records.entries if isinstance(entry, Began)]
         self._begin_step_if_new(rollout)
 
@@ -181,7 +200,7 @@ class Controller:
         """The service starts, or starts again with another `spec.service`: written down first."""
         record = {
             "type": "served",
-            "wall": wall_time(),
+            "wall": self.wall(),
             "spec": spec,
             "version": msgspec.to_builtins(version),
             "prediction": prediction,
@@ -200,7 +219,7 @@ class Controller:
     ) -> Event:
         """Legal? → written and fsynced → the state moves. Raises IllegalEventError and UnavailableError, nothing changed."""
         assert self.service is not None
-        event = replace(event, seq=self._seq + 1, wall=wall_time())
+        event = replace(event, seq=self._seq + 1, wall=self.wall())
         with_event(self.service, rollout_id, event)
         body = msgspec.to_builtins(event)
         record = {"type": "event", "wall": event.wall, "rollout": rollout_id, "event": body}
@@ -220,12 +239,14 @@ class Controller:
         rollout = self.last
         match event.kind:
             case Kind.STARTED:
-                self.clock.now = event.at
+                self.clock.now = self._checkpoint = event.at
+                self._unheard = set()
                 self._records = Records.open(self._records_path(rollout))
                 self.observation, self.verdict, self._seen_batches = None, UNSEEN, {}
             case Kind.LEARNED:
                 assert rollout.learned is not None
                 self.observation = Observation(rollout.plan, rollout.learned)
+                self._begin_step_if_new(rollout)  # a person may have passed the wait at weight 0
             case Kind.CLIMBED:
                 self._begin_step_if_new(rollout)
             case Kind.PROMOTED | Kind.ROLLED_BACK:
@@ -247,7 +268,12 @@ class Controller:
     # ── observing ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def on_batch(self, router: str, batch: Batch) -> None:
-        """A batch of raw outcomes: written down, then counted; one that is known already is left out."""
+        """A batch of raw outcomes: written down, then counted; one that is known already is left out.
+
+        Raises ValueError, and nothing is written, when its columns do not fit together.
+        """
+        self._unheard.discard(router)
+        rows = rows_of(batch)
         if batch.number <= self._seen_batches.get(router, 0):
             return
         self._seen_batches[router] = batch.number
@@ -255,7 +281,7 @@ class Controller:
         if self._judging:
             self._take(entry)
         else:
-            self._know(entry)
+            self._know(entry, rows)
         self.wake()
 
     def on_router_gone(self, router: str) -> None:
@@ -281,13 +307,20 @@ class Controller:
             self._records.entries.append(entry)
         self.observation.fold(entry)
 
-    def _know(self, entry: Intake) -> None:
+    def _forget_unheard(self, now: float) -> None:
+        """A router that died while no controller watched would hold back every later outcome by its last watermark."""
+        if not self._unheard or now - self._resumed_at < UNHEARD_SECONDS:
+            return
+        lost, self._unheard = sorted(self._unheard), set()
+        for router in lost if self._judging else ():
+            self._take(Gone(router, now))
+
+    def _know(self, entry: Intake, rows: Rows) -> None:
         """Outside of evidence: what the live version answers is learnt from."""
         if self.service is None:
             return
         split = self.service.split
         live_arm = 1 if split.weight >= 100 else 0
-        rows = rows_of(entry.batch)
         live = (
             (rows.columns["arm"] == live_arm)
             & (rows.columns["split"] >= self._first_known_split)
@@ -323,7 +356,7 @@ class Controller:
 
     def _tick_now(self) -> None:
         self._awake = False
-        self.tick(time.monotonic())
+        self.tick(self.monotonic())
 
     def tick(self, monotonic: float) -> None:
         """Observe → judge → decide → record → act. A failing step is an observation; the next tick tries again."""
@@ -331,16 +364,38 @@ class Controller:
         if self.service is None:
             return
         self._checkpoint_clock(now)
+        self._forget_unheard(now)
+        failures = [self._tried(self._move_on, now), self._tried(self.act, monotonic)]
+        self.trouble = next((failure for failure in failures if failure), None)
+
+    def _tried(self, step: Callable[[float], None], when: float) -> str | None:
+        """What was in the way of a step, if anything: an observation and not the end of the loop."""
+        try:
+            step(when)
+        except (UnavailableError, OSError) as error:
+            if str(error) != self.trouble:
+                sys.stderr.write(f"deployctl: {error}\n")
+            return str(error)
+        return None
+
+    def _move_on(self, now: float) -> None:
+        """Judge → decide → record, until nothing more happens."""
+        assert self.service is not None
         rollout = self.service.rollout
         while rollout is not None and not rollout.finished:
-            event = decide(rollout, self._judge(rollout), self._could_learn(rollout), now)
+            event = decide(
+                rollout,
+                self._judge(rollout),
+                self._could_learn(rollout),
+                now,
+                unloadable=self.workers.failure(self.settings_id(rollout.plan.candidate)),
+            )
             if event is None:
                 break
             if event.verdict is not None:
                 event = replace(event, verdict=replace(self.full_verdict(), reason=event.verdict.reason))
             self.record(rollout.id, event)
             rollout = self.service.rollout
-        self.act(monotonic)
 
     def act(self, monotonic: float) -> None:
         """Ask for the workers and the traffic that the journal says; safe to repeat."""
@@ -460,7 +515,7 @@ class Controller:
         assert self.service is not None
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            self.act(time.monotonic())
+            self._tried(self.act, self.monotonic())
             read_back = self.traffic.confirmed
             if read_back is not None and read_back == self.service.split:
                 return True

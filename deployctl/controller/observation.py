@@ -5,7 +5,6 @@ An observation depends on its entries and their order alone, so folding the reco
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from deployctl.core.analysis import MIN_KNOWN_ANSWERS, Judge, learn, needs_known_answers
 from deployctl.core.metrics import METRICS
-from deployctl.core.outcome import OUTCOME, Admission, Blocks, Columns, Source, scored
+from deployctl.core.outcome import CLIENT_LEFT, OUTCOME, Admission, Blocks, Columns, Source, scored
 from deployctl.core.plan import Plan
 from deployctl.core.rollout import Learned
 from deployctl.core.verdict import Arm
@@ -21,6 +20,14 @@ from deployctl.records import Began, Entry, Gone, Intake, LabelJoin, Rows, rows_
 
 MAX_KNOWN_ANSWERS = 5_000
 """Baseline answers that thresholds and rates are learnt from: the newest ones."""
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Requests that are no evidence, or only half of it, since the rollout began: counted, never silently lost."""
+
+    explicit: int = 0
+    client_left: int = 0
 
 
 class Observation:
@@ -37,6 +44,7 @@ class Observation:
             for source in (Source.OUTCOME, Source.LABEL)
         }
         self._first_split: int | None = None
+        self.left_out = LeftOut()
         self.at = 0.0
 
     @property
@@ -69,7 +77,10 @@ class Observation:
         return sum(1 for c in self.judge.components if c.metric.source is source)
 
     def _take_in(self, router: str, rows: Rows, watermark: float, at: float) -> None:
-        evidence = rows.take(~rows.explicit & (rows.columns["split"] >= (self._first_split or 0)))
+        of_rollout = rows.columns["split"] >= (self._first_split or 0)
+        self.left_out.explicit += int((of_rollout & rows.explicit).sum())
+        self.left_out.client_left += int((of_rollout & (rows.columns["status"] == CLIENT_LEFT)).sum())
+        evidence = rows.take(of_rollout & ~rows.explicit)
         self._judge_outcomes(self._admission.add(router, scored(evidence.columns), watermark), at)
         if self.uses_labels:
             self._judge_labels(self._join.remember(evidence), at)
@@ -101,6 +112,7 @@ class Baseline:
     _count: int = 0
     _join: LabelJoin = field(default_factory=LabelJoin)
     _first_label: float | None = None
+    _last_label: float = 0.0
 
     @property
     def known(self) -> int:
@@ -118,8 +130,10 @@ class Baseline:
             self._count -= len(self._answers.popleft())
         self._count_labels(self._join.remember(rows))
         if labels is not None and labels.batch.labels:
+            # The router's clock in the batch, so that the same entries teach the same.
             if self._first_label is None:
-                self._first_label = time.monotonic()
+                self._first_label = labels.batch.watermark
+            self._last_label = labels.batch.watermark
             self._count_labels(self._join.join(labels.batch.labels))
 
     def learn(self, plan: Plan) -> Learned | None:
@@ -128,7 +142,7 @@ class Baseline:
             return None
         answers = np.concatenate(list(self._answers)) if self._answers else np.empty(0, OUTCOME)
         span = float(np.ptp(answers["start"])) if len(answers) > 1 else 0.0
-        labelled_for = time.monotonic() - self._first_label if self._first_label is not None else 0.0
+        labelled_for = self._last_label - self._first_label if self._first_label is not None else 0.0
         return learn(
             plan,
             answers,

@@ -62,6 +62,13 @@ class SupervisorLink(asyncio.Protocol):
             self._asked = wanted
             self._send({"workers": wanted})
 
+    def failure(self, identity: str) -> str | None:
+        """Why this worker cannot load its model, None for one that can or may yet."""
+        worker = self.workers.get(identity)
+        if worker is None or worker.state != "failed":
+            return None
+        return str(worker.report.get("failed", "it ended before it was ready"))
+
     def forget(self, identity: str) -> None:
         """A worker that could not load is asked for anew when it is wanted again."""
         self.workers.pop(identity, None)

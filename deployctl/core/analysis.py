@@ -1,10 +1,5 @@
-"""judge(gate, blocks) → Verdict: metrics combined, error budgets, margins of the ladder.
-
-Rollback when the budget-weighted mean of the harm evidence reaches 1/alpha: valid under any dependence between metrics.
-Moving on only when every component of every metric shows, on fresh evidence, that harm beyond the step's margin is excluded
-at 1/beta: each must show, so nothing needs correcting. Harm accumulates over the whole rollout.
-
-The public verdict API is `Judge`: `begin` a step, `add` blocks, read `result` or `verdict` after any of them.
+"""judge(gate, blocks) → Verdict: what the panel's evidence says of one rollout, in words and numbers; and what is learnt of
+the baseline before it begins. The rules of the decision itself stand in `panel.py`.
 """
 
 from __future__ import annotations
@@ -16,36 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deployctl.core.evidence import Array, Evidence, confidence_sequence, growth
+from deployctl.core.evidence import Array, confidence_sequence, growth
 from deployctl.core.metrics import LATENCY_QUANTILES, METRICS, Metric
 from deployctl.core.outcome import Block, Columns, Source
+from deployctl.core.panel import BIGGEST_LOG, FAIL, INCONCLUSIVE, PASS, Component, Panel
 from deployctl.core.plan import MetricRule, Plan, Step
 from deployctl.core.rollout import DEFAULT_STEP_TIMEOUT, Learned
 from deployctl.core.verdict import Arm, MetricVerdict, Result, Verdict
 
 MIN_KNOWN_ANSWERS = 200
 """Baseline answers that must be known before the candidate's first request, where something is learnt from them."""
-
-_BIGGEST_LOG = 690.0
-
-
-@dataclass(frozen=True, slots=True)
-class Component:
-    """One row of counts: which metric it belongs to, and its null hypotheses as (relative, absolute)."""
-
-    rule: MetricRule
-    metric: Metric
-    at: int
-    prior: float
-    margin: float
-    share: float
-
-    @property
-    def tolerance(self) -> tuple[float, float]:
-        """The harm null on rates; latency's tolerance has acted on milliseconds already."""
-        if not self.metric.affine:
-            return 1.0, 0.0
-        return 1.0 + self.rule.tolerance_relative, self.rule.tolerance_absolute
+_RESULTS = {INCONCLUSIVE: Result.INCONCLUSIVE, PASS: Result.PASS, FAIL: Result.FAIL}
 
 
 def default_margin(metric: Metric, rate: float) -> float:
@@ -142,53 +118,30 @@ class Judge:
     def __init__(self, plan: Plan, learned: Learned) -> None:
         self.plan = plan
         self.learned = learned
-        self.components = _components(plan, learned)
-        count = len(self.components)
-        self._sides = np.repeat(["harm", "fresh", "whole"], count)
-        relative = np.array([c.tolerance[0] for c in self.components] + [1.0] * (2 * count))
-        absolute = np.array(
-            [c.tolerance[1] for c in self.components] + [c.margin for c in self.components] * 2
-        )
-        prior = np.array([c.prior for c in self.components] * 3)
-        self._evidence = Evidence(
-            self._sides == "harm", relative, absolute, prior, steps=max(1, len(plan.steps))
-        )
+        self._panel = Panel(plan, learned)
+        self.components = self._panel.components
         self._step: Step | None = None
         self._step_split = 0
-        self.totals_n = np.zeros((2, count))
-        self.totals_bad = np.zeros((2, count))
-        self._step_n = np.zeros((2, count))
-        self._step_bad = np.zeros((2, count))
+        count = len(self.components)
+        self.totals_n, self.totals_bad = np.zeros((2, count)), np.zeros((2, count))
+        self._step_n, self._step_bad = np.zeros((2, count)), np.zeros((2, count))
 
     def begin(self, step: int, split: int, at: float) -> None:
         """A step begins under this split number: evidence of safety starts afresh, harm goes on."""
-        self._step = self.plan.steps[step]
-        self._step_split = split
-        gate = self._step.gate
-        fresh = self._sides == "fresh"
-        if gate is not None:
-            self._evidence.absolute[fresh] = [gate.margin(c.margin) for c in self.components]
-        self._evidence.start(fresh, at)
-        if step > 0:
-            self._evidence.renew_at_step(~fresh)
-        self._step_n[:] = 0
-        self._step_bad[:] = 0
+        self._panel.begin(step, at)
+        self._step, self._step_split = self.plan.steps[step], split
+        self._step_n[:], self._step_bad[:] = 0, 0
 
     def add(self, block: Block) -> None:
         """Take in one block of one source; components of the other source stay as they are."""
-        of_source = np.array([c.metric.source is block.source for c in self.components])
-        n = np.zeros((2, len(self.components)))
-        bad = np.zeros((2, len(self.components)))
-        n[:, of_source], bad[:, of_source] = block.n, block.bad
-        self.totals_n += n
-        self.totals_bad += bad
         of_step = block.split == self._step_split
+        self._panel.add(block.source, block.n, block.bad, block.at, of_step)
+        places = [c.metric.source is block.source for c in self.components]
+        self.totals_n[:, places] += block.n
+        self.totals_bad[:, places] += block.bad
         if of_step:
-            self._step_n += n
-            self._step_bad += bad
-        seen = np.where((self._sides == "fresh") & (not of_step), 0.0, 1.0)
-        counts = tuple((np.tile(x, 3) * seen)[None, :] for x in (n[0], bad[0], n[1], bad[1]))
-        self._evidence.add((counts[0], counts[1], counts[2], counts[3]), block.at)
+            self._step_n[:, places] += block.n
+            self._step_bad[:, places] += block.bad
 
     def read_outcomes(self, outcomes: Columns) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(known, bad) of every outcome component for these outcomes, each (units, components of that source)."""
@@ -201,20 +154,13 @@ class Judge:
     @property
     def harm(self) -> Array:
         """Budget-weighted harm evidence per component; their sum is held against 1/alpha."""
-        log_e = self._evidence.log_evidence()[0]
-        shares = np.array([c.share for c in self.components])
-        weighted: Array = shares * np.exp(np.minimum(log_e[self._sides == "harm"], _BIGGEST_LOG))
-        return weighted
+        harm: Array = self._panel.harm()[0]
+        return harm
 
     @property
     def result(self) -> Result:
         """The verdict alone, without words: what is asked after every block."""
-        if self.harm.sum() >= 1 / self.plan.alpha:
-            return Result.FAIL
-        if self._step is None or self._step.gate is None or not self.components:
-            return Result.INCONCLUSIVE
-        shown = self._safe_log() >= math.log(1 / self.plan.beta)
-        return Result.PASS if bool(shown.all()) else Result.INCONCLUSIVE
+        return _RESULTS[int(self._panel.results()[0])]
 
     def verdict(self) -> Verdict:
         """The answer in words and numbers, one part for each metric."""
@@ -222,23 +168,20 @@ class Judge:
         parts = tuple(self._metric_verdict(rule, result) for rule in self.plan.metrics)
         if result is Result.FAIL:
             worst = max(parts, key=lambda part: part.harm)
-            return Verdict(result, f"{worst.name} is worse than tolerated: {worst.words}", parts, worst.name)
+            total = sum(part.harm for part in parts)
+            reason = (
+                f"{worst.name} is worse than tolerated: {worst.words} "
+                f"(evidence {_number(total)}, {1 / self.plan.alpha:g} is enough)"
+            )
+            return Verdict(result, reason, parts, worst.name)
         if result is Result.PASS:
             margins = ", ".join(f"{part.name} +{_points(part.margin)}" for part in parts)
-            return Verdict(result, f"harm is excluded on every metric beyond {margins}", parts)
+            return Verdict(result, f"no metric is worse by its margin: {margins}", parts)
         return Verdict(result, self._missing(parts), parts)
-
-    def _safe_log(self) -> Array:
-        """Per component the log evidence of safety that the current step asks for."""
-        log_e = self._evidence.log_evidence()[0]
-        shown: Array = log_e[self._sides == "fresh"]
-        if self._step is not None and self._step.gate is not None and self._step.gate.last:
-            shown = np.minimum(shown, log_e[self._sides == "whole"])
-        return shown
 
     def _metric_verdict(self, rule: MetricRule, result: Result) -> MetricVerdict:
         own = [i for i, c in enumerate(self.components) if c.rule.name == rule.name]
-        safe_log = self._safe_log()
+        safe_log = self._panel.safe_log()[0]
         harm = self.harm[own]
         total = float(harm.sum())
         failed = result is Result.FAIL and total >= 1 / self.plan.alpha / len(self.plan.metrics)
@@ -258,7 +201,7 @@ class Judge:
             interval=_interval(baseline, candidate, self.plan.alpha),
             harm=min(total, 1e300),
             harm_threshold=1 / self.plan.alpha,
-            safe=float(np.exp(min(float(safe_log[slowest]), _BIGGEST_LOG))),
+            safe=float(np.exp(min(float(safe_log[slowest]), BIGGEST_LOG))),
             safe_threshold=1 / self.plan.beta,
             margin=gate.margin(component.margin) if gate else component.margin,
             needed=0 if passed else self._needed(slowest),
@@ -275,7 +218,7 @@ class Judge:
             limit = self.learned.thresholds[component.at]
             slower = limit * (1 + component.rule.tolerance_relative) + component.rule.tolerance_absolute
             what = f"answers over {slower:.3g} ms (the baseline's p{quantile * 100:g} is {limit:.3g} ms)"
-        return f"{_share(candidate)} {what} from the candidate, {_share(baseline)} from the baseline"
+        return f"the candidate gave {_share(candidate)} {what}, the baseline {_share(baseline)}"
 
     def _needed(self, component: int) -> int | None:
         """Candidate units still missing for a pass if things stay as they are; None where that leads nowhere."""
@@ -292,7 +235,7 @@ class Judge:
         per_unit = growth(p0, p1, weight, 1.0, margin)
         if per_unit <= 0:
             return None
-        missing = math.log(1 / self.plan.beta) - float(self._safe_log()[component])
+        missing = math.log(1 / self.plan.beta) - float(self._panel.safe_log()[0, component])
         return max(1, math.ceil(missing / per_unit))
 
     def _missing(self, parts: tuple[MetricVerdict, ...]) -> str:
@@ -311,23 +254,6 @@ def _still(part: MetricVerdict) -> str:
     if part.needed is None:
         return f"and it looks no better than that ({part.words})"
     return f"about {part.needed} more {units} are needed"
-
-
-def _components(plan: Plan, learned: Learned) -> list[Component]:
-    """All rows of all metrics, those of one source in the order in which `_read` gives them."""
-    total = sum(METRICS[rule.name].share for rule in plan.metrics)
-    return [
-        Component(
-            rule,
-            metric := METRICS[rule.name],
-            at,
-            learned.rates[rule.name][at],
-            learned.margins[rule.name][at],
-            metric.share / total / metric.components,
-        )
-        for rule in plan.metrics
-        for at in range(METRICS[rule.name].components)
-    ]
 
 
 def _read(
@@ -359,6 +285,10 @@ def _interval(baseline: Arm, candidate: Arm, alpha: float) -> tuple[float, float
 
 def _share(arm: Arm) -> str:
     return f"{arm.bad} of {arm.n} ({100 * arm.bad / arm.n:.3g} %)" if arm.n else "none of 0"
+
+
+def _number(evidence: float) -> str:
+    return f"{evidence:,.0f}" if 10 <= evidence < 1e7 else f"{evidence:.2g}"
 
 
 def _points(margin: float) -> str:

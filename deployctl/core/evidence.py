@@ -17,6 +17,7 @@ come from the past only. Incidents shared by both arms, drift and weight changes
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,8 @@ Array = NDArray[np.float64]
 HARM_GAPS = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.35, 0.65, 0.95])
 """Fixed alternatives of a harm row: this much over the tolerance. They share half of its mass, a plug-in has the other."""
 
-ALTERNATIVES = len(HARM_GAPS) + 1
 _LOWEST, _HIGHEST = 1e-4, 0.995
-_NEWTON_STEPS = 9
+_NEWTON_STEPS, _CLOSE = 9, 1e-10
 _RESTART_SECONDS = 30.0
 _RESTART_NORM = 1.07  # sum over j >= 1 of 1 / ((j + 2) ln²(j + 2)) is 1.069
 
@@ -52,7 +52,10 @@ def project(p0: Array, p1: Array, w: Array, relative: Array, absolute: Array) ->
         below = value < 0
         low, high = np.where(below, q, low), np.where(below, high, q)
         step = q - value / np.where(slope == 0, 1.0, slope)
-        q = np.where((step >= low) & (step <= high) & (slope > 0), step, 0.5 * (low + high))
+        step = np.where((step >= low) & (step <= high) & (slope > 0), step, 0.5 * (low + high))
+        q, moved = step, np.abs(step - q).max(initial=0.0)
+        if moved < _CLOSE:  # what is left of the error is divided out by `log_factor`
+            break
     return q, relative * q + absolute
 
 
@@ -94,9 +97,10 @@ def log_factor(
 class Evidence:
     """Rows of e-processes, advanced together by one block at a time.
 
-    `harm` (rows,) says which side a row is on; `relative` and `absolute` (rows,) give its null; `prior` (rows,) is the
-    baseline's rate before the rollout, used only to choose alternatives. Leading dimension `replicates`: independent
-    rollouts that are judged side by side (1 in production, thousands in a benchmark). Not thread-safe.
+    `harm` (rows,) says which side a row is on; `relative` (rows,) and `absolute` (rows,) give its null; `prior` (rows,) is the
+    baseline's rate before the rollout, used only to choose alternatives. Leading dimension `replicates`: independent rollouts
+    judged side by side (1 in production, thousands in a benchmark). All alternatives of all rows lie in one flat array, so a
+    block costs a few dozen numpy calls however many metrics there are.
     """
 
     def __init__(
@@ -109,90 +113,105 @@ class Evidence:
         replicates: int = 1,
         steps: int = 1,
     ) -> None:
-        rows = len(harm)
+        shape = (replicates, len(harm))
         self.harm = harm
         self.relative = relative.astype(float)
-        self.absolute = absolute.astype(float)
-        self.prior = np.clip(prior.astype(float), _LOWEST, 0.9)
-        self.counts = np.zeros((4, replicates, rows))
+        self.absolute = np.broadcast_to(absolute.astype(float), shape).copy()
+        """Per replicate, because each may be at another step of its ladder."""
+        self.counts = np.zeros((4, *shape))
         """(n0, bad0, n1, bad1) of everything that was added, per replicate and row."""
-        mix = np.full((rows, ALTERNATIVES), 0.5 / len(HARM_GAPS))
-        mix[:, -1] = 0.5
-        mix[~harm, :] = 0.0
-        mix[~harm, -3:] = 1 / 3
-        with np.errstate(divide="ignore"):
-            self._log_mix = np.log(mix)
-        self._mass = np.full((replicates, rows, ALTERNATIVES), -np.inf)
-        self._unspent = np.ones((replicates, rows))
+        self._prior = np.clip(prior.astype(float), _LOWEST, 0.9)
+        self._lay_out(harm)
+        self._mass = np.empty((replicates, len(self._row)))
+        self._unspent = np.ones(shape)
         self._step_share = min(0.1, 0.3 / max(1, steps - 1))
-        self._restarts = np.zeros(rows, dtype=int)
-        self._began = np.zeros(rows)
-        self.start(np.ones(rows, dtype=bool), 0.0)
+        self._restarts = np.zeros(shape, dtype=int)
+        self._began = np.zeros(shape)
+        self.start(np.ones(len(harm), dtype=bool), 0.0)
 
-    def start(self, rows: NDArray[np.bool_], at: float) -> None:
-        """Forget what these rows have seen and begin afresh, at this rollout time (seconds)."""
-        share = np.where(self.harm[rows], 0.5, 0.7)
-        self._mass[:, rows] = self._log_mix[rows] + np.log(share)[:, None]
-        self._unspent[:, rows] = 1.0 - share
-        self._restarts[rows] = 0
-        self._began[rows] = at
+    def start(self, rows: NDArray[np.bool_], at: float | Array) -> None:
+        """Forget what these rows have seen and begin afresh at this rollout time (seconds).
+
+        `rows` is (rows,) or (replicates, rows), `at` one time or one for each replicate.
+        """
+        which = np.broadcast_to(rows, self._unspent.shape)
+        share = np.where(self.harm, 0.5, 0.7)
+        fresh = self._log_mix + np.log(share)[self._row]
+        self._mass = np.where(which[:, self._row], fresh, self._mass)
+        self._unspent = np.where(which, 1.0 - share, self._unspent)
+        self._restarts = np.where(which, 0, self._restarts)
+        self._began = np.where(which, _per_replicate(at), self._began)
 
     def renew_at_step(self, rows: NDArray[np.bool_]) -> None:
         """Spend a part of the change-point budget: a fault may begin with the step that begins now."""
-        self._renew(rows, np.full(int(rows.sum()), self._step_share))
+        self._renew(np.where(np.broadcast_to(rows, self._unspent.shape), self._step_share, 0.0))
 
-    def add(self, counts: tuple[Array, Array, Array, Array], at: float) -> None:
+    def add(self, counts: tuple[Array, Array, Array, Array], at: float | Array) -> None:
         """Advance every row by its block: (n0, bad0, n1, bad1), each (replicates, rows), at this rollout time.
 
         A row whose block lacks one of the arms is left as it is: nothing can be compared.
         """
-        self._renew_in_time(at)
-        n0, k0, n1, k1 = counts
-        usable = (n0 > 0) & (n1 > 0)
+        self._renew_in_time(_per_replicate(at))
+        usable = (counts[0] > 0) & (counts[2] > 0)
         p0, p1, valid = self._alternatives()
-        block = (n0[..., None], k0[..., None], n1[..., None], k1[..., None])
-        factor = log_factor(block, p0, p1, self.relative[:, None], self.absolute[:, None])
-        self._mass += np.where(valid & usable[..., None], factor, 0.0)
-        self.counts += np.stack([np.where(usable, x, 0.0) for x in counts])
+        n0, k0, n1, k1 = (np.where(usable, x, 0.0) for x in counts)
+        block = (n0[:, self._row], k0[:, self._row], n1[:, self._row], k1[:, self._row])
+        factor = log_factor(block, p0, p1, self.relative[self._row], self.absolute[:, self._row])
+        self._mass += np.where(valid, factor, 0.0)
+        self.counts += np.stack((n0, k0, n1, k1))
 
     def log_evidence(self) -> Array:
         """Log of each row's e-value, (replicates, rows)."""
-        top = np.maximum(self._mass.max(axis=-1), -700.0)
-        total = np.exp(self._mass - top[..., None]).sum(axis=-1)
+        top = np.maximum.reduceat(self._mass, self._first, axis=1)
+        grown = np.log(np.add.reduceat(np.exp(self._mass - top[:, self._row]), self._first, axis=1)) + top
         with np.errstate(divide="ignore"):
-            grown = np.where(total > 0, np.log(total), -np.inf) + top
             evidence: Array = np.logaddexp(grown, np.log(self._unspent))
         return evidence
 
+    def _lay_out(self, harm: NDArray[np.bool_]) -> None:
+        """One flat place per alternative: its row, its share of the row's mass, and how its p1 is chosen."""
+        row, log_mix, gap, factor = [], [], [], []
+        for at, is_harm in enumerate(harm):
+            fixed = len(HARM_GAPS) if is_harm else 2
+            row += [at] * (fixed + 1)
+            gap += [*HARM_GAPS, np.nan] if is_harm else [np.nan] * 3
+            factor += [np.nan] * (fixed + 1) if is_harm else [1.0, 0.7, np.nan]
+            log_mix += [math.log(0.5 / fixed)] * fixed + [math.log(0.5)] if is_harm else [math.log(1 / 3)] * 3
+        self._row = np.array(row, dtype=int)
+        self._first = np.flatnonzero(np.diff(self._row, prepend=-1))
+        self._log_mix = np.array(log_mix)
+        self._gap, self._factor = np.array(gap), np.array(factor)
+
     def _alternatives(self) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """p0, p1 and whether it is an alternative at all, (replicates, rows, ALTERNATIVES), from the past only."""
+        """p0, p1 and whether it is an alternative at all, (replicates, alternatives), from the past only."""
         n0, k0, n1, k1 = self.counts
-        p0 = np.clip((k0 + 20 * self.prior) / (n0 + 20), _LOWEST, 0.9)
-        seen = np.clip((k1 + 2 * p0) / (n1 + 2), _LOWEST, _HIGHEST)
-        null = self.relative * p0 + self.absolute
-        p1 = np.empty((*p0.shape, ALTERNATIVES))
-        harm = self.harm
-        p1[:, harm, :-1] = np.minimum(null[:, harm, None] + HARM_GAPS, _HIGHEST)
-        p1[:, ~harm, :-2] = p0[:, ~harm, None]
-        p1[:, ~harm, -2] = np.maximum(0.7 * p0[:, ~harm], _LOWEST)
-        p1[..., -1] = seen
-        worse = p1 > null[..., None] + 1e-6
-        better = p1 < null[..., None] - 1e-6
-        return p0[..., None], p1, np.where(harm[:, None], worse, better)
+        p0_of_row = np.clip((k0 + 20 * self._prior) / (n0 + 20), _LOWEST, 0.9)
+        seen = np.clip((k1 + 2 * p0_of_row) / (n1 + 2), _LOWEST, _HIGHEST)[:, self._row]
+        p0 = p0_of_row[:, self._row]
+        null = self.relative[self._row] * p0 + self.absolute[:, self._row]
+        p1 = np.where(np.isnan(self._gap), seen, np.minimum(null + self._gap, _HIGHEST))
+        p1 = np.where(np.isnan(self._factor), p1, np.maximum(self._factor * p0, _LOWEST))
+        on_harm = self.harm[self._row]
+        return p0, p1, np.where(on_harm, p1 > null + 1e-6, p1 < null - 1e-6)
 
-    def _renew_in_time(self, at: float) -> None:
+    def _renew_in_time(self, at: Array) -> None:
         due = ((at - self._began) // _RESTART_SECONDS).astype(int)
-        while (rows := due > self._restarts).any():
-            self._restarts[rows] += 1
-            j = self._restarts[rows] + 2
-            self._renew(rows, 0.2 / _RESTART_NORM / (j * np.log(j) ** 2))
+        while (late := due > self._restarts).any():
+            self._restarts += late
+            j = self._restarts + 2.0
+            self._renew(np.where(late, 0.2 / _RESTART_NORM / (j * np.log(j) ** 2), 0.0))
 
-    def _renew(self, rows: NDArray[np.bool_], share: Array) -> None:
-        share = np.minimum(share, self._unspent[:, rows].min(axis=0))
-        self._unspent[:, rows] -= share
+    def _renew(self, share: Array) -> None:
+        share = np.minimum(share, self._unspent)
+        self._unspent = self._unspent - share
         with np.errstate(divide="ignore"):
-            fresh = self._log_mix[rows] + np.log(share)[:, None]
-        self._mass[:, rows] = np.logaddexp(self._mass[:, rows], fresh)
+            fresh = self._log_mix + np.log(share)[:, self._row]
+        self._mass = np.logaddexp(self._mass, fresh)
+
+
+def _per_replicate(at: float | Array) -> Array:
+    """A time as something that broadcasts against (replicates, rows)."""
+    return np.asarray(at, dtype=float).reshape(-1, 1)
 
 
 def growth(p0: float, p1: float, weight: float, relative: float, absolute: float) -> float:
@@ -235,8 +254,7 @@ def confidence_sequence(n: int, bad: int, alpha: float) -> tuple[float, float]:
     return _edge(1e-12, centre, excluded), _edge(1 - 1e-12, centre, excluded)
 
 
-def _edge(outside: float, inside: float, excluded: object) -> float:
-    assert callable(excluded)
+def _edge(outside: float, inside: float, excluded: Callable[[float], bool]) -> float:
     if not excluded(outside):
         return 0.0 if outside < inside else 1.0
     for _ in range(50):

@@ -96,6 +96,7 @@ TRANSITIONS: dict[Phase | None, dict[Kind, Phase | None]] = {
         Kind.RETIRED: Phase.RETIRED,
     },
     Phase.PROGRESSING: {
+        Kind.LEARNED: Phase.PROGRESSING,  # where a person passed the wait at weight 0
         Kind.CLIMBED: Phase.PROGRESSING,
         Kind.AWAITED: Phase.PAUSED,
         Kind.HELD: Phase.PAUSED,
@@ -194,6 +195,8 @@ def apply(rollout: Rollout, event: Event) -> Rollout:
         )
     if rollout.finished and event.cause is not Cause.PERSON:
         raise IllegalEventError(f"only a person may roll back the finished rollout {rollout.id}")
+    if _unproven(rollout, event):
+        raise IllegalEventError(f"{event.kind.value!r} needs evidence that the step is passed, or a person")
     if event.at < rollout.at or event.seq <= rollout.last_seq:
         raise IllegalEventError(f"event {event.seq} at {event.at} comes after one that is later")
     changed = replace(_CHANGES[event.kind](rollout, event), at=event.at, last_seq=event.seq)
@@ -201,8 +204,11 @@ def apply(rollout: Rollout, event: Event) -> Rollout:
     return replace(changed, phase=after if after is not None else _phase_of(changed))
 
 
-def decide(rollout: Rollout, verdict: Verdict, learned: Learned | None, now: float) -> Event | None:
-    """What should happen now, or None. `learned` is what could be frozen of the baseline so far.
+def decide(
+    rollout: Rollout, verdict: Verdict, learned: Learned | None, now: float, *, unloadable: str | None = None
+) -> Event | None:
+    """What should happen now, or None. `learned` is what could be frozen of the baseline so far, `unloadable` why the
+    candidate can no longer be loaded.
 
     The automatic actor stops and rolls back on harm at any time; it moves on only with evidence. `seq` and `wall` of the
     event are the writer's to fill in.
@@ -211,6 +217,9 @@ def decide(rollout: Rollout, verdict: Verdict, learned: Learned | None, now: flo
         return _decide_after(rollout, now)
     if verdict.result is Result.FAIL:
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
+    if unloadable is not None:
+        broken = replace(verdict, reason=f"the candidate cannot be loaded any more: {unloadable}")
+        return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, broken)
     if rollout.learned is None and learned is not None:
         return Event(0, Kind.LEARNED, now, "controller", Cause.TIME, _learned_words(learned), learned=learned)
     if rollout.phase is Phase.PAUSED:
@@ -305,6 +314,16 @@ def _learned_words(learned: Learned) -> str:
         return f"learnt from {learned.answers} baseline answers"
     limits = " / ".join(f"{threshold:.3g}" for threshold in learned.thresholds)
     return f"learnt from {learned.answers} baseline answers: latency p50 / p90 / p95 / p99 {limits} ms"
+
+
+def _unproven(rollout: Rollout, event: Event) -> bool:
+    """Whether an event puts more callers at risk and nobody has shown or said that it may."""
+    if event.cause is Cause.PERSON or event.kind not in {Kind.CLIMBED, Kind.PROMOTED}:
+        return False
+    if event.kind is Kind.CLIMBED and rollout.step < 0:
+        return False  # the first step is where evidence begins
+    passed = event.verdict is not None and event.verdict.result is Result.PASS
+    return not passed or (event.kind is Kind.PROMOTED and rollout.step + 1 < len(rollout.plan.steps))
 
 
 def _phase_of(rollout: Rollout) -> Phase:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import resource
 import signal
 import socket
@@ -34,8 +35,12 @@ def main() -> None:
     parser.add_argument("--orders", required=True, help="path of the controller's orders socket")
     parser.add_argument("--settings", required=True, help="JSON: model, routing_key, timeout, limits")
     args = parser.parse_args()
-    settings = msgspec.json.decode(args.settings, type=Settings)
+    try:
+        settings = msgspec.json.decode(args.settings, type=Settings)
+    except msgspec.DecodeError as error:
+        parser.error(f"--settings: {error}")
     _allow_many_connections()
+    gc.freeze()  # what is loaded now stays; the collector need not look at it again
     uvloop.run(serve(socket.socket(fileno=args.data_fd), args.orders, settings))
 
 

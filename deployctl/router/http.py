@@ -37,6 +37,8 @@ class Limits:
     head_bytes: int = 16 * 1024
     headers: int = 100
     body_bytes: int = 64 * 1024 * 1024
+    bodies_bytes: int = 512 * 1024 * 1024
+    """Of all bodies that are arriving at the same time."""
     label_bytes: int = 8 * 1024 * 1024
     connections: int = 1024
     in_flight: int = 256
@@ -85,6 +87,7 @@ class Connections:
         self.serve = serve
         self.limits = limits
         self.open: set[Connection] = set()
+        self.arriving_bytes = 0
         self.closing = False
         self.date = _date()
         self._timer: asyncio.TimerHandle | None = None
@@ -155,6 +158,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._transport = None
         self._all.open.discard(self)
+        self._take_body()
         self._leave()
 
     def eof_received(self) -> bool:
@@ -176,7 +180,6 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
-        self._now = monotonic()
         if self._request is None and not self._backlog and not self._stalled and len(data) <= _SLICE:
             self._feed(data)
             if self._ready or self._refusal:
@@ -213,7 +216,8 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if request is None or transport is None:
             return
-        keep_alive = request.keep_alive and not self._all.closing and (not self._ended or bool(self._ready))
+        more = not self._ended or self._ready or self._backlog
+        keep_alive = request.keep_alive and more and not self._all.closing
         transport.write(
             b"".join(
                 (
@@ -291,6 +295,7 @@ class Connection(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         if self._refusal is not None:
             return
+        self._now = monotonic()
         if self._arriving and self._message.complete:
             self._extend(self._now, len(data))
         try:
@@ -300,7 +305,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refusal = _Refused(400, f"malformed request: {error}")
         except httptools.HttpParserUpgrade:
-            return  # the request was served as if it had not asked; its connection closes with the answer
+            return  # it is served as if it had not asked, and its connection closes with the answer
         message = self._message
         if self._arriving and not message.complete:
             message.fed += len(data)
@@ -332,6 +337,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, refusal: _Refused) -> None:
         """The last answer of this connection, to a message that was not taken."""
         self._ready.clear()
+        self._take_body()
         self._request = Request(b"", b"", {}, keep_alive=False, old=False)
         self.fail(refusal.status, str(refusal), _RETRY if refusal.status == 503 else b"")
 
@@ -424,13 +430,16 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         message = self._message
         message.received += len(body)
+        self._all.arriving_bytes += len(body)
         if message.received > self._limits.body_bytes:
             raise _Refused(413, f"the body is larger than {self._limits.body_bytes} bytes")
+        if self._all.arriving_bytes > self._limits.bodies_bytes:
+            raise _Refused(503, "too many bodies are arriving")
         message.body.append(body)
 
     def on_message_complete(self) -> None:
         message = self._message
-        parts, message.body = message.body, []
+        parts = self._take_body()
         message.continue_due = False
         self._arriving = False
         self._ready.append(
@@ -443,6 +452,12 @@ class Connection(asyncio.Protocol):
                 body=(parts[0] if len(parts) == 1 else b"".join(parts)) if parts else b"",
             )
         )
+
+    def _take_body(self) -> list[bytes]:
+        message = self._message
+        self._all.arriving_bytes -= message.received
+        parts, message.body, message.received = message.body, [], 0
+        return parts
 
 
 class _Message(msgspec.Struct):

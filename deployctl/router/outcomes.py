@@ -49,15 +49,11 @@ class Outcomes:
         self._labels: list[LabelRow] = []
         self._text = 0
         self._unacknowledged: deque[tuple[int, int, bytes]] = deque()  # number, how many, the message
-        self._kept = 0  # outcomes and labels in there
+        self._room = MAX_KEPT  # for outcomes and labels, sent or not
         self._number = 0
         self._announced = 0.0
         self._latest = 0.0  # the latest start that the controller was told of
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def full(self) -> bool:
-        return self._kept + len(self._rows) + len(self._labels) >= MAX_KEPT
 
     @property
     def all_written_down(self) -> bool:
@@ -66,17 +62,19 @@ class Outcomes:
 
     def record(self, outcome: Outcome) -> None:
         """Takes one outcome; the request is not in flight any more when this is called."""
-        if self.full:
+        if self._room < 1:
             self.dropped += 1
         else:
+            self._room -= 1
             self._rows.append(outcome)
             self._text += len(outcome.id) + len(outcome.prediction or "")
         self._soon()
 
     def add_labels(self, rows: list[LabelRow]) -> bool:
         """Takes all of these labels, or none where there is no room."""
-        if self._kept + len(self._rows) + len(self._labels) + len(rows) > MAX_KEPT:
+        if self._room < len(rows):
             return False
+        self._room -= len(rows)
         self._labels += rows
         self._text += sum(len(row.id) + len(row.label) for row in rows)
         self._soon()
@@ -85,7 +83,7 @@ class Outcomes:
     def acknowledged(self, number: int) -> None:
         """The controller has written down every batch up to this one."""
         while self._unacknowledged and self._unacknowledged[0][0] <= number:
-            self._kept -= self._unacknowledged.popleft()[1]
+            self._room += self._unacknowledged.popleft()[1]
 
     def connected(self, send: Callable[[bytes], None]) -> None:
         """The controller is there (again): what it has not confirmed goes to it first, in order."""
@@ -107,9 +105,7 @@ class Outcomes:
             return
         self._number += 1
         message = _encoded(self._batch(watermark))
-        count = len(self._rows) + len(self._labels)
-        self._unacknowledged.append((self._number, count, message))
-        self._kept += count
+        self._unacknowledged.append((self._number, len(self._rows) + len(self._labels), message))
         self._announced = watermark
         self._rows, self._labels, self._text = [], [], 0
         if self.send is not None:

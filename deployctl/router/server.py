@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from urllib.parse import quote, unquote
@@ -35,6 +36,7 @@ _ENCODINGS = {
     b"deflate": Encoding.DEFLATE,
 }
 _CODINGS = {Encoding.GZIP: b"gzip", Encoding.DEFLATE: b"deflate"}
+_ANSWERS = {status.value for status in HTTPStatus if status >= 200} - {204, 205, 304}  # those have no body
 _EXTENSIONS = ["binary_tensor_data"]
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 _RETRY = b"retry-after: 1\r\n"
@@ -311,6 +313,9 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
         return frame
 
     def answered(self, answer: Answer) -> None:
+        if answer.status not in _ANSWERS:
+            self._fail(502, f"the worker of this version answered with status {answer.status}")
+            return
         self.request_id = answer.request_id or self.request_id
         content_type, headers = JSON, _id_line(self.request_id)
         if answer.json_length != NO_BINARY:

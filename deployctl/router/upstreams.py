@@ -71,6 +71,13 @@ class Link(asyncio.Protocol):
         if self.pending.pop(call.stream, None) is not None:
             self._finished(call)
 
+    def take_unsent(self) -> list[Call]:
+        """The calls that this worker has not seen, given up for another link to the same version."""
+        calls = list(self._unsent.values())
+        for call in calls:
+            self.drop(call)
+        return calls
+
     def leave(self) -> None:
         """The version is wanted no more: what is in flight is finished, then the connection is closed."""
         self._wanted = False
@@ -166,13 +173,19 @@ class Upstreams:
         for upstream in needed:
             held = self.links.get(upstream.digest)
             wanted.setdefault(upstream.digest, held.upstream if held else upstream)
-        for digest, link in tuple(self.links.items()):
-            if wanted.get(digest, link.upstream).socket != link.upstream.socket or digest not in wanted:
-                del self.links[digest]
-                link.leave()
+        leaving = {
+            digest: link
+            for digest, link in self.links.items()
+            if digest not in wanted or wanted[digest].socket != link.upstream.socket
+        }
+        for digest, link in leaving.items():
+            del self.links[digest]
+            link.leave()
         for digest, upstream in wanted.items():
             if digest not in self.links:
                 self.links[digest] = Link(upstream, self._changed)
+                if digest in leaving:  # the same version on another socket
+                    self._move(leaving[digest], self.links[digest])
 
     @property
     def connected(self) -> tuple[str, ...]:
@@ -191,6 +204,11 @@ class Upstreams:
     def finished(self, call: Call) -> None:
         """The call has ended, however it did."""
         self.in_flight.pop(call.stream, None)
+
+    def _move(self, old: Link, new: Link) -> None:
+        for call in old.take_unsent():
+            self.in_flight[call.stream] = (new, call)
+            new.send(call)
 
     def close(self) -> None:
         if self._timer is not None:

@@ -18,7 +18,6 @@ from deployctl.wire.orders import (
     Ack,
     Batch,
     Hello,
-    LabelRow,
     MessageReader,
     Order,
     ReadBack,
@@ -26,8 +25,6 @@ from deployctl.wire.orders import (
     decode_up,
     encode,
 )
-
-__all__ = ["LabelRow", "RouterLink"]
 
 
 @dataclass(slots=True)
@@ -75,6 +72,11 @@ class RouterLink:
     def ordered(self) -> Split | None:
         """The split that was last asked for."""
         return self._order.split if self._order else None
+
+    @property
+    def dropped(self) -> int:
+        """Outcomes that the connected routers had to throw away since they started."""
+        return sum(router.dropped for router in self.routers.values())
 
     @property
     def confirmed(self) -> Split | None:

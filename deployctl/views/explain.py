@@ -18,13 +18,11 @@ Document = dict[str, Any]
 
 def explain_lines(document: Document, layout: Layout) -> Iterator[Text]:
     """The sentence first; a reader in a hurry stops there."""
-    phase = str(document.get("phase"))
-    line = Text(phase_words(phase), style=PHASE_STYLES.get(phase, "bold"))
-    line.append(f": {document.get('sentence') or 'no decision yet'}", style="default not bold")
-    yield line
+    sentence = str(document.get("sentence") or "no decision yet")
+    yield Text(sentence, style=PHASE_STYLES.get(str(document.get("phase")), "bold"))
+    decided_by = document.get("decided_by") or document.get("by") or "nobody yet"
     yield Text(
-        f"rollout {document.get('rollout')}, decided by {document.get('decided_by') or 'nobody yet'}",
-        style="dim",
+        f"rollout {document.get('rollout')}, {phase_words(document.get('phase'))}, decided by {decided_by}"
     )
     metrics = document.get("metrics") or []
     if metrics:

@@ -98,7 +98,7 @@ def needed_words(metric: Document) -> str:
         return ""
     needed = metric.get("needed")
     if isinstance(needed, int | float):
-        return f"needs about {figures.count(needed)} more of the candidate"
+        return f"needs about {figures.count(needed)} more candidate answers"
     return str(needed or "")
 
 

@@ -79,7 +79,8 @@ class Batch(msgspec.Struct, tag="batch", frozen=True):
 
     `watermark` is the start of the oldest request still in flight (CLOCK_MONOTONIC seconds; the time of sending when
     there is none): every request that started before it is in this batch or an earlier one. Numeric columns are the
-    bytes of little-endian arrays: key u8 (8 bytes, hash of the routing key), arm i1 (0 baseline, 1 candidate), split u4,
+    bytes of little-endian arrays: key u8 (8 bytes, hash of the routing key), arm i1 (0 baseline, 1 candidate, -1 a
+    loaded version outside the split, always explicit), split u4,
     start f8 (CLOCK_MONOTONIC seconds), latency f4 (milliseconds), status u2 (499: the client left), null i1,
     explicit i1 (a versioned path, never evidence). `prediction` is None where none could be read.
     `dropped` counts outcomes that this router had to throw away since it started.

@@ -172,7 +172,7 @@ def test_explain_says_the_sentence_first(cli, play):
                  "would_change": "fewer bad answers", "events": [EVENT]}  # fmt: skip
     play().reply("GET /v1/explain", explained)
     done = cli("explain", "digits", "--rollout", "r-0007")
-    assert done.stdout.startswith("rolled back: 2 answered worse than 1\n")
+    assert done.stdout.startswith("2 answered worse than 1\n")
     for fact in (
         "decided by error-rate",
         "12 of 19,000",

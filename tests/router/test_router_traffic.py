@@ -161,6 +161,12 @@ def resident(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def test_a_status_that_is_none_is_502(street):
+    for status in (0, 100, 204, 304, 999):
+        assert street.infer(do("answer", status=status)).status == 502
+    assert street.infer().status == 200
+
+
 @pytest.mark.parametrize("end", ["crash", "garbage"])
 def test_a_worker_lost_with_a_request_is_502_and_comes_back(street, end):
     assert street.infer(do(end), x_request_id="lost").status == 502
@@ -267,14 +273,28 @@ def test_a_rollback_holds_although_its_order_has_no_worker_of_the_candidate(stre
     assert {street.infer().status for _ in range(20)} == {200}
 
 
+def test_a_split_whose_workers_are_still_to_come_holds_its_requests(make_street):
+    street = make_street(order=False)
+    order = street.order(5, upstreams=())
+    street.controller.apply(order)
+    with street.connect() as client:
+        assert client.ask("GET", "/v2/health/ready").status == 503
+        client.send(request("POST", INFER, b"{}"))
+        street.split(5)
+        assert client.read().status == 200
+
+
 def test_a_worker_on_another_socket_takes_over(street, tmp_path):
     worker = street.workers[0]
     worker.kill()
+    street.controller.wait(lambda: worker.upstream.digest not in street.controller.read_backs[-1].connected)
     worker.socket = str(tmp_path / "elsewhere.sock")
     worker.upstream = Upstream(worker.version, worker.upstream.digest, worker.socket)
-    worker.start()
-    street.split(0)
-    assert street.infer().status == 200
+    with street.connect() as client:
+        client.send(request("POST", INFER, b"{}"))
+        worker.start()
+        street.split(0)
+        assert client.read().status == 200
 
 
 def test_no_request_fails_while_the_weight_changes_under_load(street):

@@ -1,0 +1,392 @@
+"""A service without processes: the real controller, journal and records, with callers, routers and workers that are made up.
+
+`FakeTraffic` and `FakeVersions` implement the Protocols of the loop. `Callers` send requests on a fake clock and are answered by
+versions that behave as a test says; who is answered by which version is decided by the split in force, as in the router.
+Everything is drawn from one seed, so the same test sees the same requests again.
+"""
+
+import asyncio
+import heapq
+import json
+import random
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from deployctl.controller.commands import Commands
+from deployctl.controller.loop import Controller
+from deployctl.controller.workers import Worker
+from deployctl.core.assignment import goes_to_candidate
+from deployctl.core.plan import Split
+from deployctl.core.rollout import Event, Rollout
+from deployctl.journal import Journal
+from deployctl.statedir import ServiceHome
+from deployctl.store import Store
+from deployctl.wire.orders import Batch, LabelRow, Upstream
+
+STEP = 0.05
+"""Seconds of fake time between two batches, and between two ticks."""
+
+BY = "person:ann"
+
+CANARY = {
+    "steps": [5, 10, 30, 50],
+    "minDwell": "2s",
+    "bake": "2s",
+    "stepTimeout": "60s",
+    "metrics": [{"name": "error-rate", "margin": "2%", "tolerance": {"relative": "10%", "absolute": "0.1%"}}],
+}
+"""A short canary: the keys of `spec.strategy.canary`, and the metrics that belong into `spec.analysis`."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How a version answers: rates are fractions; latency is uniform between 0.7 and 1.3 of `latency_ms`."""
+
+    errors: float = 0.0
+    nulls: float = 0.0
+    wrong: float = 0.0
+    latency_ms: float = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One answered request, and the label that people will give it."""
+
+    id: str
+    key: str
+    arm: int
+    version: str
+    split: int
+    start: float
+    latency_ms: float
+    status: int
+    null: bool
+    prediction: str | None
+    truth: str
+
+
+class FakeTraffic:
+    """A router that does at once what it is told; `refuses` is what it raises instead."""
+
+    def __init__(self) -> None:
+        self.in_force: Split | None = None
+        self.ordered: Split | None = None
+        self.applied: list[Split] = []
+        self.upstreams: tuple[Upstream, ...] = ()
+        self.refuses: Exception | None = None
+
+    def apply(self, split: Split, upstreams: tuple[Upstream, ...]) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.upstreams = upstreams
+        self.ordered = split
+        if split != self.in_force:
+            self.in_force = split
+            self.applied.append(split)
+
+    @property
+    def confirmed(self) -> Split | None:
+        return self.in_force
+
+    def reconnected(self) -> None:
+        """Another controller: it has asked for nothing yet, and traffic flows as before."""
+        self.ordered = None
+
+
+class FakeVersions:
+    """Workers that are ready as soon as they are wanted, except those of versions in `slow`. Also the supervisor of `Commands`."""
+
+    def __init__(self) -> None:
+        self.proven: dict[str, dict[str, Any]] = {}
+        self.workers: dict[str, Worker] = {}
+        self.wanted: list[str] = []
+        self.slow: set[str] = set()
+        self.broken: dict[str, str] = {}
+
+    def want(self, settings: list[dict[str, Any]]) -> None:
+        self.wanted = sorted({one["version"] for one in settings})
+        for one in settings:
+            if one["version"] not in self.slow | self.broken.keys():
+                tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}]
+                self.proven[one["id"]] = {"digest": one["digest"], "inputs": tensors, "outputs": tensors}
+            self.workers[one["id"]] = Worker(one["id"], one["digest"], 1, "ready")
+        self._labels = {one["id"]: one["version"] for one in settings}
+
+    def failure(self, identity: str) -> str | None:
+        return self.broken.get(self._labels.get(identity, "")) if self.wanted else None
+
+    def forget(self, identity: str) -> None:
+        self.workers.pop(identity, None)
+
+    def start_router(self, settings: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass
+class Callers:
+    """Requests at an even pace. `batch(now)` is what a router would send at this moment of its monotonic clock.
+
+    Every request takes the same number of draws whoever answers it, so two runs with other splits see the same requests.
+    """
+
+    traffic: FakeTraffic
+    versions: dict[str, Behaviour]
+    per_second: float = 400.0
+    labelled: float = 0.0
+    label_delay: tuple[float, float] = (1.0, 3.0)
+    keys: int | None = None
+    seed: int = 1
+    router: str = "router-1"
+    shared_errors: float = 0.0
+    number: int = 0
+    served: dict[str, list[int]] = field(default_factory=dict)
+    _next: float = 0.0
+    _count: int = 0
+    _flying: list[Outcome] = field(default_factory=list)
+    _labels: list[tuple[float, str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def skip_to(self, now: float) -> None:
+        """Nobody called since the last batch."""
+        self._next = max(self._next, now)
+
+    def batch(self, now: float) -> Batch:
+        split = self.traffic.in_force
+        if split is None or self.per_second <= 0:
+            self._next = now
+        while self._next < now:
+            self._flying.append(self._answer(split, self._next))
+            self._next += 1 / self.per_second
+        done = [one for one in self._flying if one.start + one.latency_ms / 1000 <= now]
+        self._flying = [one for one in self._flying if one.start + one.latency_ms / 1000 > now]
+        # Quick answers are reported first, as in life: the controller has to put them in order.
+        done.sort(key=lambda one: one.start + one.latency_ms / 1000)
+        for one in done:
+            self._count_and_label(one)
+        self.number += 1
+        watermark = min((one.start for one in self._flying), default=now)
+        return batch_of(done, self.number, watermark, self._due_labels(now))
+
+    def _answer(self, split: Split, start: float) -> Outcome:
+        self._count += 1
+        draws = [self._random.random() for _ in range(5)]
+        identity = f"r{self._count}"
+        key = f"user-{self._count % self.keys}" if self.keys else identity
+        arm = int(goes_to_candidate(split.salt, key, split.weight)) if split.candidate else 0
+        version = (split.candidate if arm else split.baseline).version
+        how = self.versions[version]
+        failed = draws[0] < 1 - (1 - how.errors) * (1 - self.shared_errors)
+        null = not failed and draws[1] < how.nulls
+        truth = int(draws[2] * 10)
+        prediction = None if failed or null else str((truth + (draws[3] < how.wrong)) % 10)
+        return Outcome(
+            id=identity,
+            key=key,
+            arm=arm,
+            version=version,
+            split=split.number,
+            start=start,
+            latency_ms=how.latency_ms * (0.7 + 0.6 * draws[4]),
+            status=500 if failed else 200,
+            null=null,
+            prediction=prediction,
+            truth=str(truth),
+        )
+
+    def _count_and_label(self, one: Outcome) -> None:
+        count = self.served.setdefault(one.version, [0, 0])
+        count[0] += 1
+        count[1] += one.status >= 500 or one.null or one.prediction != one.truth
+        chosen, late = self._random.random(), self._random.random()
+        if chosen < self.labelled and one.prediction is not None:
+            low, high = self.label_delay
+            at = one.start + one.latency_ms / 1000 + low + (high - low) * late
+            heapq.heappush(self._labels, (at, one.id, one.truth))
+
+    def _due_labels(self, now: float) -> list[LabelRow]:
+        due = []
+        while self._labels and self._labels[0][0] <= now:
+            _, identity, truth = heapq.heappop(self._labels)
+            due.append(LabelRow(identity, truth))
+        return due
+
+
+def batch_of(
+    outcomes: list[Outcome], number: int, watermark: float, labels: list[LabelRow] | None = None
+) -> Batch:
+    """Outcomes in the columns of the wire."""
+    return Batch(
+        number=number,
+        watermark=watermark,
+        id=[one.id for one in outcomes],
+        key=b"".join(blake2b(one.key.encode(), digest_size=8).digest() for one in outcomes),
+        arm=array("b", [one.arm for one in outcomes]).tobytes(),
+        split=array("I", [one.split for one in outcomes]).tobytes(),
+        start=array("d", [one.start for one in outcomes]).tobytes(),
+        latency=array("f", [one.latency_ms for one in outcomes]).tobytes(),
+        status=array("H", [one.status for one in outcomes]).tobytes(),
+        null=array("b", [one.null for one in outcomes]).tobytes(),
+        explicit=bytes(len(outcomes)),
+        prediction=[one.prediction for one in outcomes],
+        labels=labels or [],
+        dropped=0,
+    )
+
+
+class SteppedController(Controller):
+    """A controller that ticks as soon as it is woken, on a clock that stands still meanwhile."""
+
+    def wake(self) -> None:
+        self.tick(self.monotonic())
+
+
+class FakeService:
+    """One service on a fake clock. The verbs are those of the CLI; `restart` kills the controller and starts another."""
+
+    def __init__(self, state: Path, versions: dict[str, Behaviour], **callers: Any) -> None:
+        self.home = ServiceHome(state, "digits")
+        self.home.create()
+        self.clock = 1000.0
+        self.wall: Callable[[], str] = lambda: "2026-01-01T12:00:00.000Z"
+        self.traffic = FakeTraffic()
+        self.workers = FakeVersions()
+        self.callers = Callers(self.traffic, versions, **callers)
+        self.callers.skip_to(self.clock)
+        self._models = state / "models-of-the-user"
+        self._models.mkdir(exist_ok=True)
+        self.controller, self.commands = self._start()
+
+    def _start(self) -> tuple[SteppedController, Commands]:
+        self.journal = Journal.open(self.home.journal)
+        controller = SteppedController(self.home, self.journal, Store(self.home.models))
+        controller.traffic, controller.workers = self.traffic, self.workers
+        controller.monotonic, controller.wall = (lambda: self.clock), (lambda: self.wall())
+        commands = Commands(controller, self.workers)
+        commands.token = lambda: "cafe00"
+        return controller, commands
+
+    def restart(self) -> None:
+        """kill -9 of the controller, and another one in its place; callers notice nothing."""
+        self.close()
+        self.traffic.reconnected()
+        self.controller, self.commands = self._start()
+        asyncio.run(self.commands.up(None, self.home.path))
+        self.controller.tick(self.clock)
+
+    def close(self) -> None:
+        self.journal.close()
+        if self.controller._records is not None:
+            self.controller._records.close()
+
+    def __enter__(self) -> "FakeService":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ── the verbs ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def up(self, version: str = "1") -> None:
+        asyncio.run(self.commands.up(self._manifest(version, None, CANARY), self._path))
+        self.controller.tick(self.clock)
+
+    def ramp(self, candidate: str = "2", canary: dict[str, Any] | None = None) -> str:
+        """`canary ramp` from the live version to this one; `canary` changes single keys of CANARY."""
+        live = self.controller.service.live.version
+        text = self._manifest(live, candidate, {**CANARY, **(canary or {})})
+        return asyncio.run(self.commands.start_rollout(text, self._path, BY))["message"]
+
+    def rollback(self, reason: str = "", to: str | None = None) -> str:
+        return asyncio.run(self.commands.rollback(BY, reason, to)).message
+
+    def promote(self, reason: str = "", *, full: bool = False) -> str:
+        return asyncio.run(self.commands.promote(BY, reason, full=full)).message
+
+    def pause(self) -> str:
+        return self.commands.pause(BY).message
+
+    def resume(self) -> str:
+        return self.commands.resume(BY).message
+
+    # ── time ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def watch(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass, batch by batch, until this is so."""
+        for _ in range(round(seconds / STEP)):
+            if until():
+                return
+            self.step()
+
+    def step(self) -> None:
+        self.clock = round(self.clock + STEP, 6)
+        self.controller.tick(self.clock)
+        self.controller.on_batch(self.callers.router, self.callers.batch(self.clock))
+
+    def watch_until_over(self, seconds: float = 120.0) -> None:
+        """Until the gate is done with the rollout."""
+        self.watch(seconds, lambda: self.rollout.ended)
+        assert self.rollout.ended, self.controller.full_verdict().reason
+
+    # ── what is seen ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def rollout(self) -> Rollout:
+        return self.controller.last
+
+    @property
+    def events(self) -> list[Event]:
+        """Of the last rollout."""
+        return self.controller.events[self.rollout.id]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event.kind.value for event in self.events]
+
+    @property
+    def weight(self) -> float:
+        """The share of callers that the router really sends to the candidate."""
+        return self.traffic.in_force.weight
+
+    @property
+    def records_path(self) -> Path:
+        return self.home.records / f"{self.rollout.id}.records"
+
+    def with_behaviour(self, version: str, **changes: float) -> None:
+        self.callers.versions[version] = replace(self.callers.versions.get(version, Behaviour()), **changes)
+
+    @property
+    def _path(self) -> Path:
+        return self._models / "rollout.yaml"
+
+    def _manifest(self, baseline: str, candidate: str | None, canary: dict[str, Any]) -> str:
+        """A manifest as text. JSON is YAML, so the real loader reads it."""
+        metrics, extra = canary["metrics"], {k: v for k, v in canary.items() if k in {"alpha", "beta"}}
+        strategy = {k: v for k, v in canary.items() if k not in {"metrics", "alpha", "beta", "routingKey"}}
+        service = {"listen": "127.0.0.1:0", "model": "digits", "timeout": "500ms"}
+        if self.callers.keys:
+            service["routingKey"] = "header:x-user-id"
+        spec: dict[str, Any] = {
+            "service": service,
+            "baseline": self._model(baseline),
+            "prediction": {"output": "probabilities", "read": "argmax"},
+        }
+        if candidate is not None:
+            spec |= {
+                "candidate": self._model(candidate),
+                "strategy": {"canary": strategy},
+                "analysis": {**extra, "metrics": metrics},
+            }
+        head = {"apiVersion": "deployctl/v1", "kind": "Rollout", "metadata": {"name": "digits"}}
+        return json.dumps({**head, "spec": spec})
+
+    def _model(self, version: str) -> dict[str, str]:
+        file = self._models / f"v{version}.onnx"
+        if not file.exists():
+            file.write_bytes(f"the bytes of version {version}".encode())
+        return {"version": version, "uri": file.name}
