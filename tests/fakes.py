@@ -78,6 +78,7 @@ class FakeTraffic:
         self.applied: list[Split] = []
         self.upstreams: tuple[Upstream, ...] = ()
         self.refuses: Exception | None = None
+        self.dropped = 0
 
     def apply(self, split: Split, upstreams: tuple[Upstream, ...]) -> None:
         if self.refuses is not None:

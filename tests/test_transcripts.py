@@ -1,7 +1,7 @@
 """Whole rollouts as golden transcripts: commands in, everything that happened out.
 
 A transcript is read from top to bottom. `# ` is a remark; `> ` is a command, the lines under it are its input up to `----`, and
-what follows up to the next blank line is what happened. To write a new one, write remarks and commands and run
+what follows, up to the next blank line or command, is what happened. To write a new one, write remarks and commands and run
 `pytest tests/test_transcripts.py --rewrite`, which records what happens. Commit what it changed only if you understand why.
 
     > callers per_second=400 labelled=0.2 seed=1     who calls, and how many of their answers people label
@@ -20,6 +20,7 @@ Times are rollout time. A split is printed as the routers read it back, workers 
 
 import shlex
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -72,17 +73,11 @@ def replay(text: str, stage: "Stage") -> Iterator[str]:
             yield line
             continue
         yield line
-        given = []
-        if "----" in (rest := lines[: _end_of_paragraph(lines)]):
-            given = rest[: rest.index("----")]
-        del lines[: _end_of_paragraph(lines)]
-        yield from given
-        yield "----"
-        yield from stage.play(line[2:], "\n".join(given))
-
-
-def _end_of_paragraph(lines: list[str]) -> int:
-    return lines.index("") if "" in lines else len(lines)
+        paragraph = list(takewhile(lambda line: line and not line.startswith("> "), lines))
+        del lines[: len(paragraph)]
+        given = paragraph[: paragraph.index("----")] if "----" in paragraph else []
+        played = list(stage.play(line[2:], "\n".join(given)))
+        yield from [*given, "----", *played] if given or played else []
 
 
 class Stage:
@@ -174,14 +169,16 @@ class Stage:
 
     def _news(self) -> Iterator[str]:
         told = self._told
+        applied = {split.number: split for split in self.service.traffic.applied}
+        self.service.traffic.applied.clear()
         for events in self.service.controller.events.values():
             for event in events:
                 if event.seq > told:
                     self._told = event.seq
                     yield from _event_lines(event)
-        for split in self.service.traffic.applied:
-            yield f"          traffic: {_split(split)}"
-        self.service.traffic.applied.clear()
+                    if event.seq in applied:
+                        yield f"          traffic: {_split(applied.pop(event.seq))}"
+        yield from (f"          traffic: {_split(split)}" for split in applied.values())
         if self.service.workers.wanted != self._workers:
             self._workers = self.service.workers.wanted
             yield f"          workers: {', '.join(self._workers)}"

@@ -17,7 +17,7 @@ import typer
 from deployctl.cli.manifests import read_manifest
 from deployctl.cli.options import AsOutput, ManifestFile, Name, Output
 from deployctl.cli.services import STATUS, Service, find_service, service_called
-from deployctl.errors import DeployctlError, Exit, UnavailableError, error_for
+from deployctl.errors import ConflictError, DeployctlError, Exit, UnavailableError, error_for
 from deployctl.views.console import say, show_document
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ def start_detached(service: Service, manifest: Manifest, *, recover: bool = Fals
         raise UnavailableError(f"cannot start the service: {error}") from error
     try:
         return _wait_until_it_serves(service, child, log, began)
+    except ConflictError:
+        if pid := service.pid:  # another `up` was quicker; ours has ended by itself
+            return _already_running(service, manifest, pid)
+        raise
     except BaseException:
         if child.poll() is None:
             child.terminate()
@@ -121,7 +125,7 @@ def _wait_until_it_serves(service: Service, child: subprocess.Popen[bytes], log:
             if (code := child.poll()) is not None:
                 raise error_for(code if code > 0 else Exit.BUG, _last_words(log, began))
             status = _status_or_none(client)
-            # Another `up` may have been quicker; ours then ends by itself and says so.
+            # Another `up` may have been quicker; ours then ends by itself.
             if status and status.get("live") and (status.get("pids") or {}).get("supervisor") == child.pid:
                 return Running(status, child.pid, "started")
             time.sleep(POLL_SECONDS)

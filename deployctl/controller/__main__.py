@@ -58,7 +58,7 @@ class Api:
         await self.serving.wait()
         parts = request.path.split("/")
         if request.method == "GET" and parts[1:3] == ["v1", "rollouts"] and parts[4:] == ["events"]:
-            return self._events(parts[3], int(request.query.get("after", "0")))
+            return self._events(parts[3], request.query.get("after", "0"))
         route = self._routes.get((request.method, request.path))
         if route is None:
             raise InvalidError(f"{request.method} {request.path}: no such call")
@@ -121,9 +121,14 @@ class Api:
         document: dict[str, Any] = changed.document(split.weight if split else None)
         return document
 
-    async def _events(self, rollout_id: str, after: int) -> AsyncIterator[bytes]:
+    def _events(self, rollout_id: str, after: str) -> AsyncIterator[bytes]:
         if rollout_id not in self._controller.events:
-            return
+            raise InvalidError(f"no rollout {rollout_id} of {self._controller.name}")
+        if not (after.isascii() and after.isdigit()):
+            raise InvalidError(f"after={after!r} is not the number of an event")
+        return self._lines(rollout_id, int(after))
+
+    async def _lines(self, rollout_id: str, after: int) -> AsyncIterator[bytes]:
         async for event, rollout in self._controller.follow(rollout_id, after):
             yield admin.line(documents.event_document(event, rollout))
 

@@ -82,6 +82,10 @@ class Commands:
             }
         )
         controller.act(controller.monotonic())
+        if text is not None:  # `up` answers for it; a controller that takes over has nobody to tell
+            assert controller.service is not None
+            assert controller.service.live is not None
+            await self._loaded(controller.service.live, "live version")
 
     async def _serve(self, manifest: Manifest) -> None:
         """Write down what is served, if that is new."""

@@ -24,8 +24,19 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-HARM_GAPS = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.35, 0.65, 0.95])
-"""Fixed alternatives of a harm row: this much over the tolerance. They share half of its mass, a plug-in has the other."""
+HARM_GAPS = np.array([0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.16, 0.35, 0.65, 0.95])
+HARM_SHARES = np.array([0.08, 0.16, 0.16, 0.10, 0.16, 0.08, 0.03, 0.02, 0.02, 0.03])
+"""Fixed alternatives of a harm row, this much over the tolerance, and how its mass is shared among them: most on the increases of
+1 to 5 points, where a request tells least. `benchmarks/verdict` shows what the choice costs and gains."""
+
+PLUG_IN_SHARE = 0.15
+"""Of a harm row, on the rates seen so far."""
+
+START_HARM, START_SAFE = 0.78, 0.7
+"""Mass spent at the start; the rest pays for restarts, so that a fault or an incident may begin later."""
+
+STEP_BUDGET, TIME_BUDGET = 0.12, 0.1
+"""Mass of a row for restarts at the steps of the ladder (together), and in time (every 30 s, together)."""
 
 _LOWEST, _HIGHEST = 1e-4, 0.995
 _NEWTON_STEPS, _CLOSE = 9, 1e-10
@@ -124,7 +135,7 @@ class Evidence:
         self._lay_out(harm)
         self._mass = np.empty((replicates, len(self._row)))
         self._unspent = np.ones(shape)
-        self._step_share = min(0.1, 0.3 / max(1, steps - 1))
+        self._step_share = STEP_BUDGET / max(2, steps - 1)
         self._restarts = np.zeros(shape, dtype=int)
         self._began = np.zeros(shape)
         self.start(np.ones(len(harm), dtype=bool), 0.0)
@@ -135,7 +146,7 @@ class Evidence:
         `rows` is (rows,) or (replicates, rows), `at` one time or one for each replicate.
         """
         which = np.broadcast_to(rows, self._unspent.shape)
-        share = np.where(self.harm, 0.5, 0.7)
+        share = np.where(self.harm, START_HARM, START_SAFE)
         fresh = self._log_mix + np.log(share)[self._row]
         self._mass = np.where(which[:, self._row], fresh, self._mass)
         self._unspent = np.where(which, 1.0 - share, self._unspent)
@@ -170,13 +181,15 @@ class Evidence:
 
     def _lay_out(self, harm: NDArray[np.bool_]) -> None:
         """One flat place per alternative: its row, its share of the row's mass, and how its p1 is chosen."""
+        shares = np.append(HARM_SHARES / HARM_SHARES.sum() * (1 - PLUG_IN_SHARE), PLUG_IN_SHARE)
+        harm_mix = np.log(shares)
         row, log_mix, gap, factor = [], [], [], []
         for at, is_harm in enumerate(harm):
             fixed = len(HARM_GAPS) if is_harm else 2
             row += [at] * (fixed + 1)
             gap += [*HARM_GAPS, np.nan] if is_harm else [np.nan] * 3
             factor += [np.nan] * (fixed + 1) if is_harm else [1.0, 0.7, np.nan]
-            log_mix += [math.log(0.5 / fixed)] * fixed + [math.log(0.5)] if is_harm else [math.log(1 / 3)] * 3
+            log_mix += list(harm_mix) if is_harm else [math.log(1 / 3)] * 3
         self._row = np.array(row, dtype=int)
         self._first = np.flatnonzero(np.diff(self._row, prepend=-1))
         self._log_mix = np.array(log_mix)
@@ -199,7 +212,7 @@ class Evidence:
         while (late := due > self._restarts).any():
             self._restarts += late
             j = self._restarts + 2.0
-            self._renew(np.where(late, 0.2 / _RESTART_NORM / (j * np.log(j) ** 2), 0.0))
+            self._renew(np.where(late, TIME_BUDGET / _RESTART_NORM / (j * np.log(j) ** 2), 0.0))
 
     def _renew(self, share: Array) -> None:
         share = np.minimum(share, self._unspent)
@@ -251,16 +264,14 @@ def confidence_sequence(n: int, bad: int, alpha: float) -> tuple[float, float]:
         return log_mixture - (bad * math.log(p) + (n - bad) * math.log1p(-p)) >= math.log(1 / alpha)
 
     centre = min(max(bad / n, 1e-12), 1 - 1e-12)
-    return _edge(1e-12, centre, excluded), _edge(1 - 1e-12, centre, excluded)
+    low = 0.0 if bad == 0 else _edge(1e-12, centre, excluded)
+    high = 1.0 if bad == n else _edge(1 - 1e-12, centre, excluded)
+    return low, high
 
 
 def _edge(outside: float, inside: float, excluded: Callable[[float], bool]) -> float:
-    if not excluded(outside):
-        return 0.0 if outside < inside else 1.0
-    for _ in range(50):
+    """Where exclusion begins, between a rate that may be excluded and one that is not."""
+    for _ in range(50 if excluded(outside) else 0):
         middle = 0.5 * (outside + inside)
-        if excluded(middle):
-            outside = middle
-        else:
-            inside = middle
+        outside, inside = (middle, inside) if excluded(middle) else (outside, middle)
     return outside

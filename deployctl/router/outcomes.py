@@ -61,7 +61,7 @@ class Outcomes:
         return not (self._rows or self._labels or self._unacknowledged)
 
     def record(self, outcome: Outcome) -> None:
-        """Takes one outcome; the request is not in flight any more when this is called."""
+        """Takes one outcome; from here on the watermark does not wait for its request any more."""
         if self._room < 1:
             self.dropped += 1
         else:

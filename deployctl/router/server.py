@@ -170,7 +170,7 @@ class Server:
 
     def _model_ready(self, _request: Request, client: Connection, label: str | None) -> None:
         try:
-            link, _ = self._named(label or self._split.baseline.version)
+            link, _ = self._named(self._split.baseline.version if label is None else label)
         except Refusal as refusal:
             client.fail(refusal.status, str(refusal))
             return
@@ -189,7 +189,7 @@ class Server:
         if self.outcomes.add_labels(rows):
             client.answer(200, msgspec.json.encode({"accepted": len(rows)}))
         else:
-            client.fail(503, "no room for labels while the controller is away", b"retry-after: 1\r\n")
+            client.fail(503, "no room for labels while the controller is away", _RETRY)
 
     # -- what a worker answers
 
@@ -323,9 +323,10 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
             headers += b"inference-header-content-length: %d\r\n" % answer.json_length
         if answer.encoding:
             headers += b"content-encoding: %b\r\n" % _CODINGS[answer.encoding]
-        latency = self._end()
+        latency = self._latency()
         self.client.answer(answer.status, answer.body, headers, content_type)
         self._record(answer.status, latency, null=answer.null, prediction=answer.prediction)
+        self.server.upstreams.finished(self)
 
     def lost(self) -> None:
         self._fail(502, "the worker of this version went away")
@@ -334,16 +335,16 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
         self._fail(504, f"no answer within {self.server.settings.timeout:g} s")
 
     def client_left(self) -> None:
-        self._record(CLIENT_LEFT, (monotonic() - self.start) * 1000)
+        self._record(CLIENT_LEFT, self._latency())
 
     def _fail(self, status: int, reason: str) -> None:
-        latency = self._end()
+        latency = self._latency()
         self.client.fail(status, reason, _id_line(self.request_id))
         self._record(status, latency)
-
-    def _end(self) -> float:
-        """Takes the exchange out of flight; its latency in milliseconds."""
         self.server.upstreams.finished(self)
+
+    def _latency(self) -> float:
+        """Milliseconds until now. An exchange stays in flight until it is recorded: the watermark waits for it."""
         return (monotonic() - self.start) * 1000
 
     def _record(

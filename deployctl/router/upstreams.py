@@ -19,7 +19,9 @@ _WRITE = 256 * 1024  # bytes joined into one write
 
 
 class Call(Protocol):
-    """One request to a worker. It ends once: `answered`, `lost` with its worker, or `expired`."""
+    """One request to a worker. It ends once, `answered`, `lost` with its worker, or `expired`, and each of the
+    three ends with `Upstreams.finished`.
+    """
 
     deadline: float
     stream: int
@@ -202,7 +204,7 @@ class Upstreams:
             self._arm(call.deadline)
 
     def finished(self, call: Call) -> None:
-        """The call has ended, however it did."""
+        """The call has ended, however it did, and was recorded."""
         self.in_flight.pop(call.stream, None)
 
     def _move(self, old: Link, new: Link) -> None:
@@ -228,6 +230,5 @@ class Upstreams:
             if call.deadline > now:
                 self._arm(call.deadline)
                 return
-            self.finished(call)
             link.drop(call)
             call.expired()

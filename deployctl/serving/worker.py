@@ -62,11 +62,11 @@ class Worker:
             request_id = asked.id or request_id
             return self._infer(request, asked, request_id)
         except oip.BadRequest as error:
-            return _failed(request, request_id, error.status, error.message)
+            return self._failed(request, request_id, error.status, error.message)
         except ModelFailure as error:
-            return _failed(request, request_id, 500, str(error))
+            return self._failed(request, request_id, 500, str(error))
         except Exception as error:  # noqa: BLE001  # the outermost loop: one request must not end the others
-            return _failed(request, request_id, 500, f"the worker failed: {type(error).__name__}")
+            return self._failed(request, request_id, 500, f"the worker failed: {type(error).__name__}")
 
     def _infer(self, request: Request, asked: oip.InferRequest, request_id: str) -> Answer:
         model, wanted = self._model, asked.outputs
@@ -87,10 +87,15 @@ class Worker:
         if encoding is not Encoding.IDENTITY:
             body = oip.compress(body, encoding)
         if len(body) > MAX_FRAME - 256 * 1024:
-            return _failed(request, request_id, 500, f"the answer has {len(body)} bytes, which is too large")
+            return self._failed(
+                request, request_id, 500, f"the answer has {len(body)} bytes, which is too large"
+            )
         return Answer(
             request.stream, 200, body, request_id, prediction, null, confidence, json_length, encoding
         )
+
+    def _failed(self, request: Request, request_id: str, status: int, message: str) -> Answer:
+        return Answer(request.stream, status, oip.error_body(message, self._version), request_id)
 
 
 class Server:
@@ -269,7 +274,3 @@ def listen(path: Path) -> socket.socket:
     finally:
         os.umask(umask)
     return listener
-
-
-def _failed(request: Request, request_id: str, status: int, message: str) -> Answer:
-    return Answer(request.stream, status, oip.error_body(message), request_id)

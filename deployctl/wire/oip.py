@@ -232,10 +232,11 @@ def metadata(
     )
 
 
-def error_body(message: str) -> bytes:
-    """`{"error": message}`, on one line."""
+def error_body(message: str, version: str | None = None) -> bytes:
+    """`{"error": message}` on one line, with `model_version` where it was a version that failed."""
     line = " ".join(message.split())
-    return _encode_json({"error": line.encode("utf-8", "replace").decode()})
+    document = {"error": line.encode("utf-8", "replace").decode()}
+    return _encode_json(document if version is None else {**document, "model_version": version})
 
 
 def compress(body: bytes, accept: Encoding) -> bytes:

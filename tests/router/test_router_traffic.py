@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from rig import Load, do, request, rows, versions_of
 
+from deployctl.core.plan import Split, Version
+from deployctl.router.http import Request
 from deployctl.router.outcomes import MAX_KEPT, Outcome, Outcomes
-from deployctl.wire.orders import LabelRow, Upstream, decode_up
+from deployctl.router.server import Server, Settings
+from deployctl.wire.frames import Answer
+from deployctl.wire.orders import LabelRow, Order, Upstream, decode_up
 
 INFER = "/v2/models/m/infer"
 BASELINE, CANDIDATE = 0, 1
@@ -364,12 +368,41 @@ def test_no_outcome_comes_below_a_watermark_that_was_announced(make_street):
     street.infer(x_request_id="last")
     last = street.controller.outcome_of("last")
     street.controller.wait(lambda: street.controller.batches[-1].watermark > last.start)
+    check_watermarks(street.controller.batches)
+    assert {200, 499, 502, 504} <= {outcome.status for outcome in street.controller.outcomes}
+
+
+def check_watermarks(batches):
     announced = 0.0
-    for batch in street.controller.batches:
+    for batch in batches:
         assert all(outcome.start >= announced for outcome in rows(batch) if not outcome.explicit)
         assert batch.watermark >= announced
         announced = batch.watermark
-    assert {200, 499, 502, 504} <= {outcome.status for outcome in street.controller.outcomes}
+
+
+def test_a_batch_that_leaves_between_answer_and_record_does_not_announce_too_much():
+    class Client:
+        """Whose next request, served as soon as this one is answered, fills a batch."""
+
+        def answer(self, *_):
+            server.outcomes.add_labels([LabelRow("a", "7")])
+            server.outcomes.flush()
+
+    async def serve():
+        baseline = Version("1", "sha256:1")
+        server.apply(Order(1, Split(1, baseline), (Upstream("1", "sha256:1", "/nowhere"),)))
+        server.outcomes.connected(sent.append)
+        exchange = server.serve(Request(b"POST", INFER.encode(), {}, keep_alive=True, old=False), Client())
+        exchange.answered(Answer(stream=exchange.stream, status=200, body=b""))
+        server.outcomes.flush()
+        server.upstreams.close()
+
+    sent = []
+    server = Server(Settings(model="m", timeout=1.0), lambda: None)
+    asyncio.run(serve())
+    batches = [decode_up(message[4:]) for message in sent]
+    assert [len(batch.id) for batch in batches] == [0, 1]
+    check_watermarks(batches)
 
 
 def test_the_watermark_follows_the_last_request_in_flight(make_street):
