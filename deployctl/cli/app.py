@@ -92,11 +92,22 @@ def lint(
     return run_lint(files, as_json=output is Output.JSON)
 
 
-def plan(file: ManifestFile, output: AsOutput = Output.TEXT) -> int:
+def plan(
+    file: ManifestFile,
+    rate: Annotated[float, typer.Option("--rate", help="Requests a second to plan with.")] = 50.0,
+    label_rate: Annotated[
+        float | None, typer.Option("--label-rate", help="Labels a second.", show_default="one per request")
+    ] = None,
+    base_rate: Annotated[
+        float, typer.Option("--base-rate", help="The baseline's share of bad answers, as a fraction.")
+    ] = 0.01,
+    output: AsOutput = Output.TEXT,
+) -> int:
     """Show the steps, what each gate needs, what it will miss."""
     from deployctl.cli.plan import run_plan  # noqa: PLC0415 - as above
 
-    return run_plan(file, as_json=output is Output.JSON)
+    as_json = output is Output.JSON
+    return run_plan(file, as_json=as_json, rate=rate, label_rate=label_rate, base_rate=base_rate)
 
 
 for verb, name, example in (

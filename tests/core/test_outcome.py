@@ -152,16 +152,16 @@ def test_every_block_holds_both_arms():
 
 
 def test_once_64_candidate_units_were_seen_a_block_lasts_a_tenth_of_a_second():
-    """At 1,000 a second and 30 % that is some 30 candidate units instead of 4."""
-    candidate = [n1 for _, n1 in sizes(0.3, per_second=1000.0)]
-    early = next(i for i, total in enumerate(np.cumsum(candidate)) if total >= 64)
-    assert set(candidate[6 : early + 1]) == {4}
-    assert all(20 <= n1 <= 45 for n1 in candidate[early + 1 :])
+    """At 1,000 a second that is a hundred units of both arms, some ten of them the candidate's."""
+    blocks = sizes(0.1, per_second=1000.0)
+    early = next(i for i, total in enumerate(np.cumsum([n1 for _, n1 in blocks])) if total >= 64)
+    assert {n1 for _, n1 in blocks[6 : early + 1]} == {4}
+    assert {n0 + n1 for n0, n1 in blocks[early + 1 :]} == {101}
 
 
 def test_a_step_begins_with_small_blocks_again():
     """So a fault that comes with the weight is judged at once."""
-    columns, time, known, bad = stream(1200, 6, weight=0.5)
+    columns, time, known, bad = stream(1200, 6, weight=0.1)
     columns["split"] = 1 + (np.arange(1200) >= 600)
     second = [n for split, n, _ in cut(columns, time, known | True, bad, at=[]) if split == 2]
     assert [n[1][0] for n in second[:6]] == [1] * 6
