@@ -52,6 +52,7 @@ class Journal:
         self._hash = contents.last_hash
         self._length = contents.proven_bytes
         self._closed_by: str | None = None
+        self._foreign = False
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -84,7 +85,8 @@ class Journal:
         succeed unless the message says that the journal is closed.
         """
         if self._closed_by is not None:
-            raise UnavailableError(f"{self.path}: closed for writing: {self._closed_by}; restart the service")
+            error = IntegrityError if self._foreign else UnavailableError
+            raise error(f"{self.path}: closed for writing: {self._closed_by}; restart the service")
         seq = self._seq + 1
         body, digest = _encoded({**record, "seq": seq}, self._hash)
         line = digest.hex().encode() + b" " + body + b"\n"
@@ -118,6 +120,7 @@ class Journal:
             raise _unavailable(self.path, "a record could not be written", error) from error
         if length != self._length:
             self._closed_by = f"it has {length} bytes where {self._length} were written"
+            self._foreign = True
             raise IntegrityError(
                 f"{self.path}: changed by someone else: {self._closed_by}; "
                 "stop the service and try `deployctl up --recover`"

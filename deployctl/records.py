@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import msgspec
 import numpy as np
 
-from deployctl.core.outcome import OUTCOME, Columns
+from deployctl.core.outcome import CLIENT_LEFT, OUTCOME, Admission, Columns, scored
 from deployctl.errors import IntegrityError, UnavailableError
 from deployctl.wire.orders import Batch, LabelRow
 
@@ -42,11 +42,12 @@ class Began(msgspec.Struct, tag="began", frozen=True):
 
 
 class Intake(msgspec.Struct, tag="intake", frozen=True):
-    """A batch of one router process, taken in at this rollout time."""
+    """A batch of one router process, taken in at this rollout time, when the router's clock was `offset` seconds ahead of it."""
 
     router: str
     at: float
     batch: Batch
+    offset: float = 0.0
 
 
 class Gone(msgspec.Struct, tag="gone", frozen=True):
@@ -71,12 +72,13 @@ _decoder = msgspec.msgpack.Decoder(Entry)
 class Records:
     """The record file of one rollout, open for append. `entries` is what was in it when it was opened."""
 
-    def __init__(self, path: Path, fd: int, entries: list[Entry], dropped_bytes: int) -> None:
+    def __init__(self, path: Path, fd: int, entries: list[Entry], length: int, dropped_bytes: int) -> None:
         """Use `Records.open`."""
         self.path = path
         self.entries = entries
         self.dropped_bytes = dropped_bytes
         self._fd = fd
+        self._length = length
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -96,19 +98,20 @@ class Records:
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, entries, size - whole)
+        return cls(path, fd, entries, whole, size - whole)
 
     def append(self, entry: Entry) -> None:
         """Write one entry down. Raises UnavailableError when the disk does not take it; it then does not count."""
         body = _encoder.encode(entry)
         data = _HEAD.pack(len(body), _crc_of_length(len(body)), zlib.crc32(body)) + body
-        before = os.lseek(self._fd, 0, os.SEEK_END)
         try:
+            if os.lseek(self._fd, 0, os.SEEK_END) > self._length:
+                os.ftruncate(self._fd, self._length)  # half an entry that a full disk left behind
             if os.write(self._fd, data) != len(data):
                 raise OSError(28, "the disk is full")
         except OSError as error:
-            os.ftruncate(self._fd, before)
             raise UnavailableError(f"{self.path}: an outcome cannot be written: {error.strerror}") from error
+        self._length += len(data)
 
     def close(self) -> None:
         """Close the file; twice is the same as once."""
@@ -122,23 +125,43 @@ def read(path: Path) -> list[Entry]:
     return _read(path)[0]
 
 
+def entries_of(path: Path, length: int | None = None) -> Iterator[Entry]:
+    """The entries of a record file one by one, of its first `length` bytes; an unfinished last one is left out.
+
+    Raises IntegrityError for other damage and UnavailableError when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from (entry for entry, _ in _entries(file, path, length))
+    except OSError as error:
+        raise UnavailableError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def _read(path: Path) -> tuple[list[Entry], int, int]:
-    data = path.read_bytes()
     entries: list[Entry] = []
-    at = 0
-    while at + _HEAD.size <= len(data):
-        length, length_checksum, checksum = _HEAD.unpack_from(data, at)
-        if length_checksum != _crc_of_length(length):
-            raise IntegrityError(f"{path}: entry {len(entries) + 1} at byte {at} does not match its checksum")
-        stop = at + _HEAD.size + length
-        if stop > len(data):
-            break
-        body = data[at + _HEAD.size : stop]
+    whole = 0
+    with path.open("rb") as file:
+        for entry, whole in _entries(file, path, None):  # noqa: B007 - where the last one ends is the result
+            entries.append(entry)
+        return entries, whole, os.fstat(file.fileno()).st_size
+
+
+def _entries(file: BinaryIO, path: Path, length: int | None) -> Iterator[tuple[Entry, int]]:
+    """Each entry, and the place after it."""
+    at = number = 0
+    while len(head := file.read(_HEAD.size)) == _HEAD.size:
+        size, size_checksum, checksum = _HEAD.unpack(head)
+        number += 1
+        damage = f"{path}: entry {number} at byte {at} does not match its checksum"
+        if size_checksum != _crc_of_length(size):
+            raise IntegrityError(damage)
+        at += _HEAD.size + size
+        body = file.read(size)
+        if len(body) < size or (length is not None and at > length):
+            return
         if zlib.crc32(body) != checksum:
-            raise IntegrityError(f"{path}: entry {len(entries) + 1} at byte {at} does not match its checksum")
-        entries.append(_decoder.decode(body))
-        at = stop
-    return entries, at, len(data)
+            raise IntegrityError(damage)
+        yield _decoder.decode(body), at
 
 
 def _crc_of_length(length: int) -> int:
@@ -157,9 +180,9 @@ class Rows:
     def take(self, which: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Rows:
         """Only these rows."""
         at = np.flatnonzero(which)
-        return Rows(
-            self.columns[at], [self.ids[i] for i in at], [self.predictions[i] for i in at], self.explicit[at]
-        )
+        ids = [self.ids[i] for i in at] if self.ids else []
+        predictions = [self.predictions[i] for i in at] if self.predictions else []
+        return Rows(self.columns[at], ids, predictions, self.explicit[at])
 
 
 def rows_of(batch: Batch) -> Rows:
@@ -167,6 +190,15 @@ def rows_of(batch: Batch) -> Rows:
     count = len(batch.id)
     if len(batch.prediction) != count:
         raise ValueError(f"batch {batch.number} has {count} ids and {len(batch.prediction)} predictions")
+    return _rows(batch, count)
+
+
+def without_texts(batch: Batch) -> Batch:
+    """A batch as it is written down where no label is waited for: ids and predictions are most of its bytes."""
+    return msgspec.structs.replace(batch, id=[], prediction=[], labels=[])
+
+
+def _rows(batch: Batch, count: int) -> Rows:
     columns = np.zeros(count, OUTCOME)
     for name, raw in (
         ("key", batch.key),
@@ -272,3 +304,80 @@ def iter_batches(entries: list[Entry]) -> Iterator[tuple[str, int]]:
     for entry in entries:
         if isinstance(entry, Intake):
             yield entry.router, entry.batch.number
+
+
+SEEN = np.dtype([*OUTCOME.descr, ("t", "<f8"), ("serial", "<u8")])
+"""An outcome as it arrived: `t` is when its request began, in rollout seconds, `serial` its number among those taken in."""
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """Requests that are no evidence, or only half of it, since the rollout began: counted, never silently lost."""
+
+    explicit: int = 0
+    client_left: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What an entry brought: outcomes that may be judged now and answers that now have a label (`null`: it was wrong), both SEEN
+    rows, and the rows of its batch that are of this rollout.
+    """
+
+    at: float
+    outcomes: Columns
+    labelled: Columns
+    rows: Rows
+
+
+class Arrivals:
+    """Entries in, evidence out: admission in the order of the requests' starts, and the join of labels.
+
+    What arrives depends on the entries and their order alone. `t` never goes back: a request that began while no controller
+    watched began, in rollout time, when the watching went on.
+    """
+
+    def __init__(self, classes: tuple[str, ...], *, with_labels: bool) -> None:
+        self.join = LabelJoin(frozenset(classes))
+        self.left_out = LeftOut()
+        self._with_labels = with_labels
+        self._admission = Admission(SEEN)
+        self._first_split: int | None = None
+        self._count = 0
+        self._last = 0.0
+
+    def fold(self, entry: Entry) -> Arrived:
+        """What this entry brought."""
+        nothing = np.empty(0, SEEN)
+        rows = Rows(nothing, [], [], np.empty(0, bool))
+        outcomes = labelled = nothing
+        match entry:
+            case Began(split=split):
+                self._first_split = split if self._first_split is None else self._first_split
+            case Intake(router=router, batch=batch):
+                rows = self._of_rollout(entry)
+                outcomes = self._admission.add(router, scored(rows.columns), batch.watermark)
+                if self._with_labels:
+                    early, late = self.join.remember(rows), self.join.join(batch.labels)
+                    labelled = np.concatenate([part for part in (nothing, early, late) if len(part)] or [nothing])
+            case Gone(router=router):
+                outcomes = self._admission.forget(router)
+        if len(outcomes):
+            outcomes["t"] = np.maximum(np.maximum.accumulate(outcomes["t"]), self._last)
+            self._last = float(outcomes["t"][-1])
+        return Arrived(entry.at, outcomes, labelled, rows)
+
+    def _of_rollout(self, entry: Intake) -> Rows:
+        """The rows of a batch that may be evidence, numbered, their starts in rollout time."""
+        rows = _rows(entry.batch, len(entry.batch.arm))
+        of_rollout = rows.columns["split"] >= (self._first_split or 0)
+        self.left_out.explicit += int((of_rollout & rows.explicit).sum())
+        self.left_out.client_left += int((of_rollout & (rows.columns["status"] == CLIENT_LEFT)).sum())
+        kept = rows.take(of_rollout & ~rows.explicit)
+        seen = np.zeros(len(kept.columns), SEEN)
+        for name in OUTCOME.names or ():
+            seen[name] = kept.columns[name]
+        seen["t"] = np.round(kept.columns["start"] - entry.offset, 6)
+        seen["serial"] = np.arange(self._count, self._count + len(seen))
+        self._count += len(seen)
+        return Rows(seen, kept.ids, kept.predictions, kept.explicit)

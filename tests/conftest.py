@@ -5,7 +5,9 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--rewrite", action="store_true", help="re-record tests/transcripts/*.txt; review the diff as you would code"
+        "--rewrite",
+        action="store_true",
+        help="re-record tests/transcripts/*.txt; review the diff as you would code",
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from deployctl.controller.commands import Commands
 from deployctl.controller.loop import Controller
@@ -267,10 +267,13 @@ class FakeService:
         self.journal = Journal.open(self.home.journal)
         controller = SteppedController(self.home, self.journal, Store(self.home.models))
         controller.traffic, controller.workers = self.traffic, self.workers
-        controller.monotonic, controller.wall = (lambda: self.clock), (lambda: self.wall())
+        controller.monotonic, controller.wall = (lambda: self.clock), self._wall_time
         commands = Commands(controller, self.workers)
         commands.token = lambda: "cafe00"
         return controller, commands
+
+    def _wall_time(self) -> str:
+        return self.wall()
 
     def restart(self) -> None:
         """kill -9 of the controller, and another one in its place; callers notice nothing."""
@@ -285,7 +288,7 @@ class FakeService:
         if self.controller._records is not None:
             self.controller._records.close()
 
-    def __enter__(self) -> "FakeService":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

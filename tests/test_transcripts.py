@@ -22,6 +22,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import Self
 
 import pytest
 import yaml
@@ -47,13 +48,16 @@ def test_a_restart_in_mid_ramp_changes_neither_events_nor_evidence(tmp_path: Pat
     """The story with restarts is the story without them, line by line."""
     folder = Path(__file__).parent / "transcripts"
     restarted = (folder / "the_controller_is_killed_in_mid_ramp.txt").read_text(encoding="utf-8")
-    calm = "\n".join(line for line in restarted.splitlines() if line not in {"> restart", RESTARTED})
+    calm = "\n".join(line for line in restarted.splitlines() if line != "> restart")
+    told = {}
+    for name, text in (("restarted", restarted), ("calm", calm)):
+        (tmp_path / name).mkdir()
+        with Stage(tmp_path / name) as stage:
+            told[name] = happened("\n".join(replay(text, stage)))
 
-    with Stage(tmp_path) as stage:
-        played = "\n".join(replay(calm, stage))
-
-    assert restarted.count(RESTARTED) >= 3
-    assert happened(played) == happened(restarted.replace(RESTARTED, ""))
+    assert told["restarted"].count(RESTARTED) >= 3
+    calm_story = [line for line in told["restarted"] if line != RESTARTED]
+    assert calm_story == [line for line in told["calm"] if line != RESTARTED]
 
 
 RESTARTED = "another controller took over"
@@ -104,7 +108,7 @@ class Stage:
             "status": lambda _words, _given: self._status(),
         }
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

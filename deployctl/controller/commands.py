@@ -21,6 +21,7 @@ from deployctl.core.plan import Phase, Plan, Version
 from deployctl.core.rollout import Cause, Event, Kind, Rollout, pass_step
 from deployctl.errors import (
     ConflictError,
+    IntegrityError,
     InvalidError,
     UnavailableError,
     UnconfirmedError,
@@ -85,7 +86,13 @@ class Commands:
         if text is not None:  # `up` answers for it; a controller that takes over has nobody to tell
             assert controller.service is not None
             assert controller.service.live is not None
-            await self._loaded(controller.service.live, "live version")
+            await self._loaded(self._still_stored(controller.service.live), "live version")
+
+    def _still_stored(self, live: Version) -> Version:
+        stored = self._controller.store.path(live.digest)
+        if not stored.is_file():
+            raise IntegrityError(f"{stored}: the model of live version {live.version} is gone; put it back")
+        return live
 
     async def _serve(self, manifest: Manifest) -> None:
         """Write down what is served, if that is new."""
@@ -240,7 +247,7 @@ class Commands:
         last = controller.service.rollout
         if last is not None and not last.finished:
             ending = Event(
-                0, Kind.FINISHED, controller.clock.now, by, Cause.PERSON, "the next rollout begins"
+                0, Kind.FINISHED, controller.order_time(), by, Cause.PERSON, "the next rollout begins"
             )
             controller.record(last.id, ending)
         number = len(controller.service.rollouts) + 1
@@ -254,6 +261,7 @@ class Commands:
         if to is not None:
             return await self._rollback_to(to, by, reason)
         controller = self._controller
+        now = controller.order_time()
         assert controller.service is not None
         rollout = controller.service.rollout
         if rollout is None or rollout.phase in {Phase.ROLLED_BACK, Phase.RETIRED}:
@@ -265,7 +273,7 @@ class Commands:
         words = reason or "rolled back by hand"
         verdict = controller.full_verdict() if not rollout.ended else None
         event = Event(
-            0, Kind.ROLLED_BACK, self._now(rollout), by, Cause.PERSON, words, rollout.step, verdict=verdict
+            0, Kind.ROLLED_BACK, now, by, Cause.PERSON, words, rollout.step, verdict=verdict
         )
         controller.record(rollout.id, event)
         await self._confirm()
@@ -299,7 +307,7 @@ class Commands:
                 desired = Plan("rollback", live, target, (), ())
                 rollout = self._begin(desired, by, reason, None, controller.prediction_of(target))
                 words = reason or f"to version {label} by hand"
-                event = Event(0, Kind.PROMOTED, self._now(rollout), by, Cause.PERSON, words)
+                event = Event(0, Kind.PROMOTED, controller.order_time(), by, Cause.PERSON, words)
                 controller.record(rollout.id, event)
             finally:
                 controller.trying = None
@@ -334,6 +342,9 @@ class Commands:
         else:
             event = pass_step(rollout, now, by, Cause.PERSON, reason or "passed by hand", verdict)
         controller.record(rollout.id, event)
+        if full and controller.last.holding_back:
+            skip = Event(0, Kind.RELEASED, now, by, Cause.PERSON, "nobody is held back: promoted in full")
+            controller.record(rollout.id, skip)
         await self._confirm()
         after = controller.last
         return Changed(

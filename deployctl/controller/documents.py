@@ -136,6 +136,7 @@ def explain(controller: Controller, rollout: Rollout) -> dict[str, Any]:
         "beta": plan.beta,
         "metrics": [metric(part) for part in verdict.metrics] if verdict else [],
         "would_change": _would_change(rollout, verdict),
+        "evidence_over_time": _over_time(controller, rollout),
         "events": events_of(controller, rollout.id),
     }
 
@@ -155,6 +156,7 @@ def metric(part: MetricVerdict) -> dict[str, Any]:
         "safe_threshold": part.safe_threshold,
         "margin": part.margin,
         "needed": part.needed,
+        "excluded": part.excluded,
         "words": part.words,
     }
 
@@ -178,6 +180,16 @@ def _left_out(controller: Controller) -> dict[str, int]:
         "not_written_down": controller.left_out,
         "dropped_by_routers": controller.traffic.dropped,
     }
+
+
+def _over_time(controller: Controller, rollout: Rollout) -> list[dict[str, float]]:
+    """Evidence of harm and the weakest evidence of safety, about once a second; of the last rollout only."""
+    if controller.observation is None or rollout.id != controller.last.id:
+        return []
+    return [
+        {"at": round(at, 3), "harm": harm, "safe": safe}
+        for at, harm, safe in controller.observation.judge.history
+    ]
 
 
 def _exit_code(event: Event) -> Exit | None:

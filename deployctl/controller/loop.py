@@ -19,21 +19,24 @@ import msgspec
 
 from deployctl.controller.observation import Baseline, Observation
 from deployctl.controller.workers import worker_id
+from deployctl.core.course import UNSEEN, Course
 from deployctl.core.plan import Split, Version
-from deployctl.core.rollout import (
-    Event,
-    IllegalEventError,
-    Kind,
-    Learned,
-    Rollout,
-    apply,
-    decide,
-    start,
-)
+from deployctl.core.rollout import Event, IllegalEventError, Kind, Learned, Rollout, apply, start
 from deployctl.core.service import Service, serve, with_event
 from deployctl.core.verdict import Result, Verdict
 from deployctl.errors import IntegrityError, UnavailableError
-from deployctl.records import Began, Clock, Entry, Gone, Intake, Records, Rows, iter_batches, rows_of
+from deployctl.records import (
+    Began,
+    Clock,
+    Entry,
+    Gone,
+    Intake,
+    Records,
+    Rows,
+    iter_batches,
+    rows_of,
+    without_texts,
+)
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
 from deployctl.wire.orders import Batch, Upstream
@@ -46,9 +49,6 @@ LONGEST_WATCH = 1.0
 
 UNHEARD_SECONDS = 5.0
 """A router of which nothing was heard for so long after a restart of the controller is taken for lost."""
-
-UNSEEN = Verdict(Result.INCONCLUSIVE, "the candidate has not seen a request yet")
-
 
 class Traffic(Protocol):
     """Whoever carries the traffic. `apply` asks for a whole split, twice is the same as once; `confirmed` is read back;
@@ -94,6 +94,7 @@ class RolloutClock:
 
     now: float = 0.0
     _last: float | None = None
+    _instant: float = 0.0
 
     def advance(self, monotonic: float) -> float:
         """The rollout time at this moment of the monotonic clock."""
@@ -101,6 +102,15 @@ class RolloutClock:
             self.now += min(max(0.0, monotonic - self._last), LONGEST_WATCH)
         self._last = monotonic
         return self.now
+
+    def instant(self, monotonic: float) -> float:
+        """The rollout time of what comes in now, in whole microseconds; no two are the same, so their order is in them."""
+        self._instant = max(round(self.advance(monotonic), 6), round(self._instant + 1e-6, 6))
+        return self._instant
+
+    def go_on_from(self, at: float) -> None:
+        """A rollout begins, or is taken up again, at this rollout time."""
+        self.now = self._instant = at
 
 
 class Controller:
@@ -118,6 +128,7 @@ class Controller:
         self.events: dict[str, list[Event]] = {}
         self.baseline = Baseline()
         self.observation: Observation | None = None
+        self.course: Course | None = None
         self.trying: Version | None = None
         self.verdict: Verdict = UNSEEN
         self.clock = RolloutClock()
@@ -154,7 +165,6 @@ class Controller:
                 self._fold_prediction(record)
         rollout = self.service.rollout if self.service else None
         if rollout is not None and not rollout.finished:
-            self.clock.now = rollout.at
             self._resume(rollout)
 
     def _fold_served(self, record: Mapping[str, Any]) -> None:
@@ -181,13 +191,19 @@ class Controller:
         if rollout.learned is not None:
             self.observation = Observation(rollout.plan, rollout.learned)
         for entry in self._records.entries:
-            self.clock.now = max(self.clock.now, entry.at)
             if self.observation is not None:
                 self.observation.fold(entry)
+        self._take_course(rollout, max([rollout.at, *(entry.at for entry in self._records.entries)]))
         self._seen_batches = dict(iter_batches(self._records.entries))
         self._unheard, self._resumed_at = set(self._seen_batches), self.clock.now
         self._records.entries = [entry for entry in self._records.entries if isinstance(entry, Began)]
         self._begin_step_if_new(rollout)
+
+    def _take_course(self, rollout: Rollout, at: float) -> None:
+        """Go on from this instant; what should have been decided at it is decided first."""
+        self.clock.go_on_from(at)
+        judge = self.observation.judge if self.observation else None
+        self.course = Course(rollout, self._record_decided, judge, settled=at, owed=at)
 
     def _records_path(self, rollout: Rollout) -> Path:
         return self.home.records / f"{rollout.id}.records"
@@ -234,18 +250,27 @@ class Controller:
         self._after(event)
         return event
 
+    def _record_decided(self, event: Event) -> Rollout:
+        self.record(self.last.id, event)
+        return self.last
+
     def _after(self, event: Event) -> None:
         """What follows from an event for the things that are only remembered, not decided."""
         rollout = self.last
+        if self.course is not None:
+            self.course.rollout, self.course.owed = rollout, event.at
         match event.kind:
             case Kind.STARTED:
-                self.clock.now = self._checkpoint = event.at
+                self._checkpoint = event.at
                 self._unheard = set()
                 self._records = Records.open(self._records_path(rollout))
                 self.observation, self.verdict, self._seen_batches = None, UNSEEN, {}
+                self._take_course(rollout, event.at)
             case Kind.LEARNED:
                 assert rollout.learned is not None
+                assert self.course is not None
                 self.observation = Observation(rollout.plan, rollout.learned)
+                self.course.judge = self.observation.judge
                 self._begin_step_if_new(rollout)  # a person may have passed the wait at weight 0
             case Kind.CLIMBED:
                 self._begin_step_if_new(rollout)
@@ -261,7 +286,7 @@ class Controller:
         if self.observation is None or rollout.step < 0 or rollout.ended:
             return
         assert self._records is not None
-        begun = Began(rollout.step, rollout.split_number, self.clock.now)
+        begun = Began(rollout.step, rollout.split_number, rollout.at)
         if all(entry.step != begun.step for entry in self._records.entries if isinstance(entry, Began)):
             self._take(begun)
 
@@ -277,22 +302,32 @@ class Controller:
         if batch.number <= self._seen_batches.get(router, 0):
             return
         self._seen_batches[router] = batch.number
-        entry = Intake(router, self.clock.now, batch)
+        monotonic = self.monotonic()
+        at = self.clock.instant(monotonic)
+        self._tried(self._pass_time, at)
         if self._judging:
-            self._take(entry)
+            assert self.observation is not None
+            kept = batch if self.observation.uses_labels else without_texts(batch)
+            self._take(Intake(router, at, kept, monotonic - at))
         else:
-            self._know(entry, rows)
+            self._know(Intake(router, at, batch), rows)
         self.wake()
 
     def on_router_gone(self, router: str) -> None:
         """Nothing of a lost router is in flight any more."""
-        if self._judging:
-            self._take(Gone(router, self.clock.now))
+        self._lose(router)
         self.wake()
+
+    def _lose(self, router: str) -> None:
+        at = self.clock.instant(self.monotonic())
+        self._tried(self._pass_time, at)
+        if self._judging:
+            self._take(Gone(router, at))
 
     @property
     def _judging(self) -> bool:
-        return self.observation is not None and self.service is not None and self.service.running is not None
+        rollout = self.service.rollout if self.service else None
+        return self.observation is not None and rollout is not None and rollout.watched
 
     def _take(self, entry: Entry) -> None:
         assert self.observation is not None
@@ -301,19 +336,21 @@ class Controller:
             self._records.append(entry)
         except UnavailableError:
             # What is not written down does not count: evidence can only be less than it was.
-            self.left_out += len(entry.batch.id) if isinstance(entry, Intake) else 0
+            self.left_out += len(entry.batch.arm) if isinstance(entry, Intake) else 0
             return
+        self.observation.fold(entry)
         if isinstance(entry, Began):
             self._records.entries.append(entry)
-        self.observation.fold(entry)
+        else:
+            self._tried(self._settle, entry.at)
 
     def _forget_unheard(self, now: float) -> None:
         """A router that died while no controller watched would hold back every later outcome by its last watermark."""
         if not self._unheard or now - self._resumed_at < UNHEARD_SECONDS:
             return
         lost, self._unheard = sorted(self._unheard), set()
-        for router in lost if self._judging else ():
-            self._take(Gone(router, now))
+        for router in lost:
+            self._lose(router)
 
     def _know(self, entry: Intake, rows: Rows) -> None:
         """Outside of evidence: what the live version answers is learnt from."""
@@ -360,12 +397,13 @@ class Controller:
 
     def tick(self, monotonic: float) -> None:
         """Observe → judge → decide → record → act. A failing step is an observation; the next tick tries again."""
-        now = self.clock.advance(monotonic)
+        now = self.clock.instant(monotonic)
         if self.service is None:
             return
+        failures = [self._tried(self._move_on, now)]
         self._checkpoint_clock(now)
         self._forget_unheard(now)
-        failures = [self._tried(self._move_on, now), self._tried(self.act, monotonic)]
+        failures.append(self._tried(self.act, monotonic))
         self.trouble = next((failure for failure in failures if failure), None)
 
     def _tried(self, step: Callable[[float], None], when: float) -> str | None:
@@ -379,23 +417,29 @@ class Controller:
         return None
 
     def _move_on(self, now: float) -> None:
-        """Judge → decide → record, until nothing more happens."""
-        assert self.service is not None
-        rollout = self.service.rollout
-        while rollout is not None and not rollout.finished:
-            event = decide(
-                rollout,
-                self._judge(rollout),
-                self._could_learn(rollout),
-                now,
-                unloadable=self.workers.failure(self.settings_id(rollout.plan.candidate)),
-            )
-            if event is None:
-                break
-            if event.verdict is not None:
-                event = replace(event, verdict=replace(self.full_verdict(), reason=event.verdict.reason))
-            self.record(rollout.id, event)
-            rollout = self.service.rollout
+        """Judge → decide → record: what time alone decides, then what the workers have to say."""
+        self._pass_time(now)
+        course = self.course
+        if course is None or course.rollout.finished:
+            return
+        learned = self._could_learn(course.rollout)
+        unloadable = self.workers.failure(self.settings_id(course.rollout.plan.candidate))
+        if learned is not None or unloadable is not None:
+            course.settle(now, learned, unloadable)
+
+    def _pass_time(self, until: float) -> None:
+        if self.course is not None:
+            self.course.pass_time(until)
+
+    def _settle(self, at: float) -> None:
+        if self.course is not None:
+            self.course.settle(at)
+
+    def order_time(self) -> float:
+        """The instant of an order that is given now; all that was to be decided before it has been."""
+        at = self.clock.instant(self.monotonic())
+        self._pass_time(at)
+        return at
 
     def act(self, monotonic: float) -> None:
         """Ask for the workers and the traffic that the journal says; safe to repeat."""
@@ -478,15 +522,6 @@ class Controller:
             return None
         return self.baseline.learn(rollout.plan)
 
-    def _judge(self, rollout: Rollout) -> Verdict:
-        """The verdict without its words: what is asked at every tick."""
-        if self.observation is None or rollout.ended:
-            return UNSEEN
-        result = self.observation.judge.result
-        if result is Result.INCONCLUSIVE:
-            return Verdict(result, self.verdict.reason)
-        return self.full_verdict()
-
     def full_verdict(self) -> Verdict:
         """The verdict with every number and word."""
         if self.observation is None:
@@ -501,8 +536,6 @@ class Controller:
         if self._records is None or now - self._checkpoint < 1.0:
             return
         self._checkpoint = now
-        if self.observation is not None and not self.last.ended:
-            self.full_verdict()
         try:
             self._records.append(Clock(now))
         except UnavailableError:

@@ -10,94 +10,54 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deployctl.core.analysis import MIN_KNOWN_ANSWERS, Judge, learn, needs_known_answers
-from deployctl.core.metrics import METRICS
-from deployctl.core.outcome import CLIENT_LEFT, OUTCOME, Admission, Blocks, Columns, Source, scored
+from deployctl.core.analysis import MIN_KNOWN_ANSWERS, learn, needs_known_answers
+from deployctl.core.course import Weighing
+from deployctl.core.outcome import OUTCOME, Columns, Source, scored
 from deployctl.core.plan import Plan
 from deployctl.core.rollout import Learned
 from deployctl.core.verdict import Arm
-from deployctl.records import Began, Entry, Gone, Intake, LabelJoin, Rows, rows_of
+from deployctl.records import Arrivals, Began, Entry, Intake, LabelJoin, LeftOut, Rows
 
 MAX_KNOWN_ANSWERS = 5_000
 """Baseline answers that thresholds and rates are learnt from: the newest ones."""
 
 
-@dataclass(slots=True)
-class LeftOut:
-    """Requests that are no evidence, or only half of it, since the rollout began: counted, never silently lost."""
-
-    explicit: int = 0
-    client_left: int = 0
-
-
 class Observation:
-    """The evidence of one rollout: admission by start, blocks, label join, judge."""
+    """The evidence of one rollout: what arrived, weighed."""
 
     def __init__(self, plan: Plan, learned: Learned) -> None:
-        self.judge = Judge(plan, learned)
-        self._sources = {METRICS[rule.name].source for rule in plan.metrics}
-        self._admission = Admission()
-        self._join = LabelJoin(frozenset(plan.classes))
-        by_key = plan.unit == "key"
-        self._blocks = {
-            source: Blocks(source, self._components(source), by_key)
-            for source in (Source.OUTCOME, Source.LABEL)
-        }
-        self._first_split: int | None = None
-        self.left_out = LeftOut()
+        self._weighing = Weighing(plan, learned)
+        self._arrivals = Arrivals(plan.classes, with_labels=self.uses_labels)
+        self.judge = self._weighing.judge
         self.at = 0.0
 
     @property
     def uses_labels(self) -> bool:
         """Whether any metric waits for labels."""
-        return Source.LABEL in self._sources
+        return Source.LABEL in self._weighing.sources
 
     @property
     def labels(self) -> dict[str, int]:
         """What became of the labels that came in since the rollout began."""
-        counts = self._join.counts
+        counts = self._arrivals.join.counts
         return {name: getattr(counts, name) for name in counts.__slots__}
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What was no evidence, or only half of it."""
+        return self._arrivals.left_out
 
     def fold(self, entry: Entry) -> None:
         """Take in one entry of the records; the same entries in the same order give the same evidence."""
         self.at = entry.at
-        match entry:
-            case Began(step=step, split=split, at=at):
-                if self._first_split is None:
-                    self._first_split = split
-                self.judge.begin(step, split, at)
-            case Intake(router=router, at=at, batch=batch):
-                self._take_in(router, rows_of(batch), batch.watermark, at)
-                if self.uses_labels and batch.labels:
-                    self._judge_labels(self._join.join(batch.labels), at)
-            case Gone(router=router, at=at):
-                self._judge_outcomes(self._admission.forget(router), at)
-
-    def _components(self, source: Source) -> int:
-        return sum(1 for c in self.judge.components if c.metric.source is source)
-
-    def _take_in(self, router: str, rows: Rows, watermark: float, at: float) -> None:
-        of_rollout = rows.columns["split"] >= (self._first_split or 0)
-        self.left_out.explicit += int((of_rollout & rows.explicit).sum())
-        self.left_out.client_left += int((of_rollout & (rows.columns["status"] == CLIENT_LEFT)).sum())
-        evidence = rows.take(of_rollout & ~rows.explicit)
-        self._judge_outcomes(self._admission.add(router, scored(evidence.columns), watermark), at)
-        if self.uses_labels:
-            self._judge_labels(self._join.remember(evidence), at)
-
-    def _judge_outcomes(self, admitted: Columns, at: float) -> None:
-        if not len(admitted) or Source.OUTCOME not in self._sources:
-            return
-        known, bad = self.judge.read_outcomes(admitted)
-        start = admitted["start"].astype(float)
-        for block in self._blocks[Source.OUTCOME].add(admitted, start, known, bad, at):
-            self.judge.add(block)
-
-    def _judge_labels(self, joined: Columns, at: float) -> None:
-        if not len(joined):
-            return
-        known, bad = self.judge.read_labels(joined)
-        for block in self._blocks[Source.LABEL].add(joined, np.full(len(joined), at), known, bad, at):
+        if isinstance(entry, Began):
+            self._weighing.begin(entry.step, entry.split, entry.at)
+        arrived = self._arrivals.fold(entry)
+        outcomes, labelled = arrived.outcomes, arrived.labelled
+        self._weighing.count(outcomes)
+        blocks = self._weighing.cut(Source.OUTCOME, outcomes, outcomes["t"].astype(float), entry.at)
+        blocks += self._weighing.cut(Source.LABEL, labelled, np.full(len(labelled), entry.at), entry.at)
+        for block in blocks:
             self.judge.add(block)
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deployctl.core.evidence import Array, confidence_sequence, growth
-from deployctl.core.metrics import LATENCY_QUANTILES, METRICS, Metric
+from deployctl.core.evidence import Array, Evidence, confidence_sequence, growth
+from deployctl.core.guards import Guards
+from deployctl.core.metrics import LATENCY_QUANTILES, METRICS, Metric, comparing, limited
 from deployctl.core.outcome import Block, Columns, Source
 from deployctl.core.panel import BIGGEST_LOG, FAIL, INCONCLUSIVE, PASS, Component, Panel
 from deployctl.core.plan import MetricRule, Plan, Step
@@ -21,6 +22,11 @@ from deployctl.core.verdict import Arm, MetricVerdict, Result, Verdict
 
 MIN_KNOWN_ANSWERS = 200
 """Baseline answers that must be known before the candidate's first request, where something is learnt from them."""
+WIDER_MARGINS = np.array([1.0, 1.5, 2.0, 3.0, 5.0, 10.0])
+"""Multiples of a step's margin at which `excluded` is looked for."""
+
+HISTORY_SECONDS, HISTORY_POINTS = 1.0, 120
+
 _RESULTS = {INCONCLUSIVE: Result.INCONCLUSIVE, PASS: Result.PASS, FAIL: Result.FAIL}
 
 
@@ -33,7 +39,7 @@ def default_margin(metric: Metric, rate: float) -> float:
 
 def needs_known_answers(plan: Plan) -> bool:
     """Whether something is learnt from the baseline before the candidate may see a request."""
-    return any(rule.margin is None or METRICS[rule.name].quantiles for rule in plan.metrics)
+    return any(rule.margin is None or METRICS[rule.name].quantiles for rule in comparing(plan.metrics))
 
 
 def learn(
@@ -46,7 +52,7 @@ def learn(
     thresholds: tuple[float, ...] = ()
     rates: dict[str, tuple[float, ...]] = {}
     margins: dict[str, tuple[float, ...]] = {}
-    for rule in plan.metrics:
+    for rule in comparing(plan.metrics):
         metric = METRICS[rule.name]
         if metric.quantiles:
             latency = answers["latency"].astype(float)
@@ -101,7 +107,7 @@ def needs_of(plan: Plan, learned: Learned, step: Step) -> list[Need]:
     """The slowest component of each metric at this step, by the known-truth bound ln(1/beta) / growth."""
     assert step.gate is not None
     needs = []
-    for rule in plan.metrics:
+    for rule in comparing(plan.metrics):
         metric = METRICS[rule.name]
         asked = []
         for rate, margin in zip(learned.rates[rule.name], learned.margins[rule.name], strict=True):
@@ -112,6 +118,42 @@ def needs_of(plan: Plan, learned: Learned, step: Step) -> list[Need]:
     return needs
 
 
+class Exclusions:
+    """How wide an increase this step has excluded already, where the margin that it asks for is not excluded yet.
+
+    Evidence of safety at a few wider margins, each an e-process of its own; for people only, nothing is decided by it.
+    """
+
+    def __init__(self, components: tuple[Component, ...]) -> None:
+        count = len(components)
+        self._wider = np.repeat(WIDER_MARGINS, count)
+        self._margins = np.ones(len(self._wider))
+        self._prior = np.tile([c.prior for c in components], len(WIDER_MARGINS))
+        self._count = count
+        self._evidence: Evidence | None = None
+
+    def begin(self, margins: list[float], at: float) -> None:
+        """A step begins that asks for these margins, one per component."""
+        self._margins = np.minimum(np.tile(margins, len(WIDER_MARGINS)) * self._wider, 0.9)
+        rows = len(self._margins)
+        self._evidence = Evidence(np.zeros(rows, dtype=bool), np.ones(rows), self._margins, self._prior)
+        self._evidence.start(np.ones(rows, dtype=bool), at)
+
+    def add(self, n: Array, bad: Array, at: float) -> None:
+        """Counts of both arms, (2, components)."""
+        if self._evidence is not None:
+            tiled = [np.tile(x, len(WIDER_MARGINS))[None, :] for x in (n[0], bad[0], n[1], bad[1])]
+            self._evidence.add((tiled[0], tiled[1], tiled[2], tiled[3]), at)
+
+    def smallest(self, component: int, beta: float) -> float | None:
+        """The smallest increase of this component's rate that is excluded at 1/beta, None where none is."""
+        if self._evidence is None:
+            return None
+        shown = self._evidence.log_evidence()[0][component :: self._count] >= math.log(1 / beta)
+        margins = self._margins[component :: self._count][shown]
+        return float(margins.min()) if len(margins) else None
+
+
 class Judge:
     """Feed blocks, read verdicts. One judge per rollout; the same blocks in the same order give the same evidence."""
 
@@ -120,6 +162,10 @@ class Judge:
         self.learned = learned
         self._panel = Panel(plan, learned)
         self.components = self._panel.components
+        self.guards = Guards(plan)
+        self._excluded = Exclusions(self.components)
+        self.history: list[tuple[float, float, float]] = []
+        """(rollout time, evidence of harm, weakest evidence of safety), about once a second: the chart of `explain`."""
         self._step: Step | None = None
         self._step_split = 0
         count = len(self.components)
@@ -131,17 +177,40 @@ class Judge:
         self._panel.begin(step, at)
         self._step, self._step_split = self.plan.steps[step], split
         self._step_n[:], self._step_bad[:] = 0, 0
+        if self._step.gate is not None:
+            self._excluded.begin([self._step.gate.margin(c.margin) for c in self.components], at)
 
     def add(self, block: Block) -> None:
         """Take in one block of one source; components of the other source stay as they are."""
         of_step = block.split == self._step_split
-        self._panel.add(block.source, block.n, block.bad, block.at, of_step)
-        places = [c.metric.source is block.source for c in self.components]
-        self.totals_n[:, places] += block.n
-        self.totals_bad[:, places] += block.bad
+        places = np.array([c.metric.source is block.source for c in self.components], dtype=bool)
+        n, bad = np.zeros((2, len(places))), np.zeros((2, len(places)))
+        n[:, places], bad[:, places] = block.n[:, : places.sum()], block.bad[:, : places.sum()]
+        self._panel.add(block.source, n[:, places], bad[:, places], block.at, of_step)
+        self.guards.add(block)
+        self.totals_n += n
+        self.totals_bad += bad
         if of_step:
-            self._step_n[:, places] += block.n
-            self._step_bad[:, places] += block.bad
+            self._step_n += n
+            self._step_bad += bad
+            self._excluded.add(n, bad, block.at)
+        self._remember(block.at)
+
+    def width(self, source: Source) -> int:
+        """Columns of a block of this source: those of comparing metrics, then one per limit."""
+        own = sum(1 for c in self.components if c.metric.source is source)
+        return own + (len(self.guards.rules) if source is Source.OUTCOME else 0)
+
+    def _remember(self, at: float) -> None:
+        if self.history and at - self.history[-1][0] < HISTORY_SECONDS * (
+            1 + len(self.history) // HISTORY_POINTS
+        ):
+            return
+        self.history.append(
+            (at, self.harm_total, float(np.exp(min(self._panel.safe_log()[0].min(initial=0), BIGGEST_LOG))))
+        )
+        if len(self.history) > 2 * HISTORY_POINTS:
+            self.history = self.history[::2]
 
     def read_outcomes(self, outcomes: Columns) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """(known, bad) of every outcome component for these outcomes, each (units, components of that source)."""
@@ -160,15 +229,29 @@ class Judge:
     @property
     def result(self) -> Result:
         """The verdict alone, without words: what is asked after every block."""
+        if self.harm_total >= 1 / self.plan.alpha:
+            return Result.FAIL
+        if self.guards.frozen:
+            return Result.INCONCLUSIVE
         return _RESULTS[int(self._panel.results()[0])]
+
+    @property
+    def harm_total(self) -> float:
+        """All evidence of harm, budget-weighted: what is held against 1/alpha."""
+        return float(self.harm.sum() + self.guards.harm.sum())
 
     def verdict(self) -> Verdict:
         """The answer in words and numbers, one part for each metric."""
         result = self.result
-        parts = tuple(self._metric_verdict(rule, result) for rule in self.plan.metrics)
+        parts = tuple(
+            self._metric_verdict(rule, result)
+            if METRICS[rule.name].bound is None
+            else self._limit_verdict(rule, result)
+            for rule in self.plan.metrics
+        )
         if result is Result.FAIL:
             worst = max(parts, key=lambda part: part.harm)
-            total = sum(part.harm for part in parts)
+            total = self.harm_total
             reason = (
                 f"{worst.name} is worse than tolerated: {worst.words} "
                 f"(evidence {_number(total)}, {1 / self.plan.alpha:g} is enough)"
@@ -206,6 +289,7 @@ class Judge:
             margin=gate.margin(component.margin) if gate else component.margin,
             needed=0 if passed else self._needed(slowest),
             words=self._words(component, baseline, candidate),
+            excluded=self._excluded.smallest(slowest, self.plan.beta),
         )
 
     def _arm(self, side: int, component: int) -> Arm:
@@ -238,9 +322,41 @@ class Judge:
         missing = math.log(1 / self.plan.beta) - float(self._panel.safe_log()[0, component])
         return max(1, math.ceil(missing / per_unit))
 
+    def _limit_verdict(self, rule: MetricRule, result: Result) -> MetricVerdict:
+        """A limit has no effect and no margin: it is breached by the candidate alone, or it is not."""
+        at = self.guards.rules.index(rule)
+        harm = float(self.guards.harm[at])
+        failed = result is Result.FAIL and harm >= 1 / self.plan.alpha / len(self.plan.metrics)
+        baseline, candidate = (
+            Arm(int(self.guards.n[side, at]), int(self.guards.bad[side, at])) for side in (0, 1)
+        )
+        within = Result.PASS if candidate.n and not self.guards.breached_by_both[at] else Result.INCONCLUSIVE
+        bound = METRICS[rule.name].bound
+        assert bound is not None
+        return MetricVerdict(
+            name=rule.name,
+            result=Result.FAIL if failed else within,
+            baseline=baseline,
+            candidate=candidate,
+            effect=_effect(baseline, candidate),
+            interval=_interval(baseline, candidate, self.plan.alpha),
+            harm=min(harm, 1e300),
+            harm_threshold=1 / self.plan.alpha,
+            safe=1 / self.plan.beta if within is Result.PASS else 1.0,
+            safe_threshold=1 / self.plan.beta,
+            margin=0.0,
+            needed=0 if within is Result.PASS else None,
+            words=(
+                f"the candidate gave {_share(candidate)} answers over {rule.limit:g} ms where {100 * bound:.3g} % are allowed, "
+                f"the baseline {_share(baseline)}"
+            ),
+        )
+
     def _missing(self, parts: tuple[MetricVerdict, ...]) -> str:
         if self._step is None:
             return "the candidate has not seen a request yet"
+        if frozen := self.guards.frozen:
+            return frozen
         waiting = [part for part in parts if part.result is not Result.PASS]
         return "; ".join(
             f"{part.name}: +{_points(part.margin)} is not excluded yet, {_still(part)}" for part in waiting
@@ -253,6 +369,8 @@ def _still(part: MetricVerdict) -> str:
         return f"no {units} so far"
     if part.needed is None:
         return f"and it looks no better than that ({part.words})"
+    if part.excluded is not None and part.excluded > part.margin:
+        return f"+{_points(part.excluded)} is; about {part.needed} more {units} are needed"
     return f"about {part.needed} more {units} are needed"
 
 
@@ -260,11 +378,11 @@ def _read(
     plan: Plan, learned: Learned, source: Source, columns: Columns
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     known, bad = [np.ones((len(columns), 0), dtype=bool)], [np.ones((len(columns), 0), dtype=bool)]
-    for rule in plan.metrics:
-        if METRICS[rule.name].source is source:
-            one = METRICS[rule.name].read(columns, rule, learned.thresholds)
-            known.append(one[0])
-            bad.append(one[1])
+    limits = limited(plan.metrics) if source is Source.OUTCOME else ()
+    for rule in (*comparing(plan.metrics, source), *limits):
+        one = METRICS[rule.name].read(columns, rule, learned.thresholds)
+        known.append(one[0])
+        bad.append(one[1])
     return np.concatenate(known, axis=1), np.concatenate(bad, axis=1)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deployctl.core.analysis import default_margin, needs_of
 from deployctl.core.evidence import growth
-from deployctl.core.metrics import METRICS, Metric
+from deployctl.core.metrics import METRICS, Metric, comparing
 from deployctl.core.outcome import Source
 from deployctl.core.plan import Plan, Step
 from deployctl.core.rollout import DEFAULT_STEP_TIMEOUT, Learned
@@ -67,14 +67,14 @@ def forecast(plan: Plan, traffic: Traffic) -> list[StepForecast]:
 def _assumed(plan: Plan, traffic: Traffic) -> Learned:
     rates = {
         rule.name: tuple(1 - q for q in METRICS[rule.name].quantiles) or (traffic.base_rate,)
-        for rule in plan.metrics
+        for rule in comparing(plan.metrics)
     }
     margins = {
         rule.name: tuple(
             rule.margin if rule.margin is not None else default_margin(METRICS[rule.name], rate)
             for rate in rates[rule.name]
         )
-        for rule in plan.metrics
+        for rule in comparing(plan.metrics)
     }
     return Learned((), rates, margins, DEFAULT_STEP_TIMEOUT, 0)
 

@@ -6,7 +6,7 @@ To add a metric: one `Metric(...)` line. Its `read` gets outcomes and the arm-wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,8 @@ class Metric:
     """`share` is its part of the error budget (renormalised over the metrics present), `bad` its words for a person.
 
     `read(outcomes, rule, thresholds)` gives (known, bad), each (units, components). `affine`: the tolerance is one of rates;
-    latency's is one of milliseconds instead, applied to the candidate's answers before they are counted.
+    latency's is one of milliseconds instead, applied to the candidate's answers before they are counted. `bound`: the metric is an
+    absolute limit on one arm, this rate of bad answers, and compares nothing.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Metric:
     read: Reader
     quantiles: tuple[float, ...] = ()
     affine: bool = True
+    bound: float | None = None
 
     @property
     def components(self) -> int:
@@ -62,6 +64,12 @@ def _latency(outcomes: Columns, rule: MetricRule, thresholds: tuple[float, ...])
     return slow | (outcomes["status"] != CLIENT_LEFT)[:, None], slow
 
 
+def _over_limit(outcomes: Columns, rule: MetricRule, _thresholds: tuple[float, ...]) -> tuple[Flags, Flags]:
+    assert rule.limit is not None
+    over = (outcomes["latency"] > rule.limit)[:, None]
+    return over | (outcomes["status"] != CLIENT_LEFT)[:, None], over
+
+
 def _labels(outcomes: Columns, _rule: MetricRule, _thresholds: tuple[float, ...]) -> tuple[Flags, Flags]:
     # A joined label comes as an outcome whose `null` says whether the answer was wrong.
     return np.ones((len(outcomes), 1), dtype=bool), (outcomes["null"] == 1)[:, None]
@@ -74,5 +82,30 @@ METRICS = {
         Metric("null-rate", 0.2, Source.OUTCOME, "answers without a prediction", _nulls),
         Metric("latency", 0.2, Source.OUTCOME, "slow answers", _latency, LATENCY_QUANTILES, affine=False),
         Metric("label-error-rate", 0.2, Source.LABEL, "answers that people contradict", _labels),
+        *(
+            Metric(
+                f"latency-p{percent}",
+                0.2,
+                Source.OUTCOME,
+                "answers over the limit",
+                _over_limit,
+                bound=1 - percent / 100,
+            )
+            for percent in (50, 90, 95, 99)
+        ),
     )
 }
+
+
+def comparing(rules: Iterable[MetricRule], source: Source | None = None) -> tuple[MetricRule, ...]:
+    """The rules that compare the arms, in order; of one source or of any."""
+    return tuple(
+        rule
+        for rule in rules
+        if METRICS[rule.name].bound is None and source in {None, METRICS[rule.name].source}
+    )
+
+
+def limited(rules: Iterable[MetricRule]) -> tuple[MetricRule, ...]:
+    """The rules that hold an arm against an absolute limit, in order."""
+    return tuple(rule for rule in rules if METRICS[rule.name].bound is not None)

@@ -8,8 +8,11 @@ never on what the units were, and never straddles a split.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +69,8 @@ def scored(outcomes: Columns) -> Columns:
 class Admission:
     """Holds outcomes back until every request that started before them is final, then gives them in order of start."""
 
-    def __init__(self) -> None:
-        self._waiting = np.empty(0, OUTCOME)
+    def __init__(self, kind: np.dtype[np.void] = OUTCOME) -> None:
+        self._waiting = np.empty(0, kind)
         self._watermarks: dict[str, float] = {}
 
     def add(self, router: str, outcomes: Columns, watermark: float) -> Columns:
@@ -89,93 +92,213 @@ class Admission:
         return admitted[np.argsort(admitted["start"], kind="stable")]
 
 
-@dataclass(slots=True)
-class _Open:
-    """The units of one split that no block holds yet."""
-
-    arm: NDArray[np.int8]
-    key: NDArray[np.uint64]
-    time: NDArray[np.float64]
-    known: Flags
-    bad: Flags
-    closed: int = 0
-    candidate_units: int = 0
+Closed = tuple[int, NDArray[np.float64], NDArray[np.float64]]
+"""A block that is full: the place of its last unit among those that were just added, then `n` and `bad`."""
 
 
-@dataclass(slots=True)
 class Blocks:
-    """Cuts a stream of units of one source into blocks. `by_key`: the unit is the routing key, bad if anything was."""
+    """Cuts a stream of units of one source into blocks. `by_key`: the unit is the routing key, bad if anything was.
 
-    source: Source
-    components: int
-    by_key: bool
-    _open: dict[int, _Open] = field(default_factory=dict)
+    Where a block ends depends on the units and their order alone, and blocks come in the order of their last units: the same
+    arrivals give the same blocks in whatever pieces they are added.
+    """
+
+    def __init__(self, source: Source, components: int, by_key: bool) -> None:
+        self.source = source
+        self._new = partial(_OpenKeys if by_key else _OpenRequests, components)
+        self._open: dict[int, _OpenKeys | _OpenRequests] = {}
 
     def add(
-        self, columns: Columns, time: NDArray[np.float64], known: Flags, bad: Flags, at: float
+        self,
+        columns: Columns,
+        time: NDArray[np.float64],
+        known: Flags,
+        bad: Flags,
+        at: float | NDArray[np.float64],
     ) -> Iterator[Block]:
         """Every block that these units complete. `columns` gives arm, key and split; `time` (seconds) orders them;
-        `known` and `bad` are (units, components); `at` is the rollout time of their coming in.
+        `known` and `bad` are (units, components); `at` is the rollout time of their coming in, one or one for each unit.
         """
-        for split in np.unique(columns["split"]):
-            of_split = columns["split"] == split
-            part = columns[of_split]
-            rows = self._append(int(split), part, time[of_split], known[of_split], bad[of_split])
-            while (end := self._cut(rows)) is not None:
-                yield self._close(rows, end, int(split), at)
+        split = columns["split"]
+        instants = np.broadcast_to(at, split.shape)
+        closed: list[tuple[int, int, Closed]] = []
+        for number in sorted(set(split.tolist())):
+            places = np.flatnonzero(split == number)
+            units = (columns["arm"][places], columns["key"][places], time[places])
+            rows = self._open.setdefault(number, self._new())
+            closed += [
+                (int(places[full[0]]), number, full) for full in rows.add(*units, known[places], bad[places])
+            ]
+        for last, number, (_, n, wrong) in sorted(closed, key=lambda one: one[0]):
+            yield Block(self.source, number, n, wrong, float(instants[last]))
 
-    def _append(
-        self, split: int, part: Columns, time: NDArray[np.float64], known: Flags, bad: Flags
-    ) -> _Open:
-        rows = self._open.get(split)
-        if rows is None:
-            rows = _Open(part["arm"], part["key"], time, known, bad)
-            self._open[split] = rows
-            return rows
-        rows.arm = np.concatenate([rows.arm, part["arm"]])
-        rows.key = np.concatenate([rows.key, part["key"]])
-        rows.time = np.concatenate([rows.time, time])
-        rows.known = np.concatenate([rows.known, known])
-        rows.bad = np.concatenate([rows.bad, bad])
-        return rows
+    def copy(self) -> Blocks:
+        """The same open units once more, for whoever may have to take back what is added next."""
+        other = copy(self)
+        other._open = {number: copy(rows) for number, rows in self._open.items()}  # noqa: SLF001 - of the same class
+        return other
 
-    def _cut(self, rows: _Open) -> int | None:
-        """How many of the open units the next block takes, or None while it must grow."""
-        if not len(rows.arm):
-            return None
-        first = self._first_of_key(rows)
-        candidate = np.cumsum(first & (rows.arm == 1))
-        baseline = np.cumsum(first & (rows.arm == 0))
-        wanted = EARLY_UNITS if rows.closed < EARLY_BLOCKS else LATER_UNITS
-        full = (candidate >= wanted) & (baseline >= 1)
-        if rows.candidate_units >= SETTLED_UNITS:
-            full &= rows.time - rows.time[0] >= SETTLED_SECONDS
-        at = int(np.argmax(full))
-        return at + 1 if full[at] else None
 
-    def _first_of_key(self, rows: _Open) -> Flags:
-        if not self.by_key:
-            return np.ones(len(rows.arm), dtype=bool)
-        first = np.zeros(len(rows.arm), dtype=bool)
-        first[np.unique(rows.key, return_index=True)[1]] = True
-        return first
+class _Open:
+    """The units of one split that no block holds yet. Arrays are replaced and never changed, so a shallow copy is a copy."""
 
-    def _close(self, rows: _Open, end: int, split: int, at: float) -> Block:
-        arm, key = rows.arm[:end], rows.key[:end]
-        known, bad = rows.known[:end], rows.bad[:end] & rows.known[:end]
-        if self.by_key:
-            _, first, unit = np.unique(key, return_index=True, return_inverse=True)
-            arm = arm[first]
-            known, bad = _any_of(unit, len(first), known), _any_of(unit, len(first), bad)
-        n, wrong = np.zeros((2, self.components)), np.zeros((2, self.components))
-        for side in (0, 1):
-            n[side] = known[arm == side].sum(axis=0)
-            wrong[side] = bad[arm == side].sum(axis=0)
-        rows.closed += 1
-        rows.candidate_units += int((arm == 1).sum())
-        for name in ("arm", "key", "time", "known", "bad"):
-            setattr(rows, name, getattr(rows, name)[end:])
-        return Block(self.source, split, n, wrong, at)
+    def __init__(self, components: int) -> None:
+        self.closed = 0
+        self.candidate_units = 0
+        self.began: float | None = None
+        self._nothing = np.zeros((2, components))
+
+    @property
+    def wanted(self) -> int:
+        """How many candidate units the next block asks for."""
+        return EARLY_UNITS if self.closed < EARLY_BLOCKS else LATER_UNITS
+
+    @property
+    def until(self) -> float:
+        """The earliest time at which the next block may end."""
+        if self.began is None or self.candidate_units < SETTLED_UNITS:
+            return -np.inf
+        return self.began + SETTLED_SECONDS
+
+    def close(self, candidate_units: int) -> None:
+        self.closed += 1
+        self.candidate_units += candidate_units
+        self.began = None
+
+
+class _OpenRequests(_Open):
+    """Every request is a unit: what is open is two sums, and adding costs as much as what is added."""
+
+    def __init__(self, components: int) -> None:
+        super().__init__(components)
+        self._units = (0, 0)
+        self._n, self._bad = self._nothing, self._nothing
+
+    def add(
+        self,
+        arm: NDArray[np.int8],
+        _key: NDArray[np.uint64],
+        time: NDArray[np.float64],
+        known: Flags,
+        bad: Flags,
+    ) -> list[Closed]:
+        counts = [self._units[side] + np.cumsum(arm == side) for side in (0, 1)]
+        ends = self._ends(counts[0], counts[1], np.maximum.accumulate(time))
+        sides = np.stack([arm == 0, arm == 1], axis=1)[:, :, None]
+        n = _sums(sides & known[:, None], ends)
+        wrong = _sums(sides & (bad & known)[:, None], ends)
+        n[0] += self._n
+        wrong[0] += self._bad
+        self._n, self._bad = n[-1], wrong[-1]
+        return [(end - 1, n[i], wrong[i]) for i, end in enumerate(ends)]
+
+    def _ends(
+        self, baseline: NDArray[np.int_], candidate: NDArray[np.int_], time: NDArray[np.float64]
+    ) -> list[int]:
+        """Where blocks end; the counts go on from what was open."""
+        ends: list[int] = []
+        start, before, count = 0, (0, 0), len(time)
+        while start < count:
+            if self.began is None:
+                self.began = float(time[start])
+            last = max(
+                int(candidate.searchsorted(before[1] + self.wanted)),
+                int(baseline.searchsorted(before[0] + 1)),
+                start,
+            )
+            if (until := self.until) > -np.inf:
+                last = max(last, int(time.searchsorted(until)))
+            if last >= count:
+                break
+            self.close(int(candidate[last]) - before[1])
+            before = (int(baseline[last]), int(candidate[last]))
+            start = last + 1
+            ends.append(start)
+        if count:
+            self._units = (int(baseline[-1]) - before[0], int(candidate[-1]) - before[1])
+        return ends
+
+
+def _sums(flags: NDArray[np.bool_], ends: list[int]) -> NDArray[np.float64]:
+    """Sums over the units up to each end, and over the rest, (ends + 1, 2, components)."""
+    sums = np.zeros((len(ends) + 1, *flags.shape[1:]))
+    starts = [0, *ends]
+    if starts[-1] == len(flags):  # nothing is left over, and reduceat wants every part to have a unit
+        starts.pop()
+    if starts:
+        sums[: len(starts)] = np.add.reduceat(flags, starts, axis=0, dtype=np.int64)
+    return sums
+
+
+class _OpenKeys(_Open):
+    """Every routing key is one unit of a block, however often it calls: the requests themselves are kept until it ends."""
+
+    def __init__(self, components: int) -> None:
+        super().__init__(components)
+        self._rows: tuple[NDArray[Any], ...] = ()
+
+    def add(
+        self,
+        arm: NDArray[np.int8],
+        key: NDArray[np.uint64],
+        time: NDArray[np.float64],
+        known: Flags,
+        bad: Flags,
+    ) -> list[Closed]:
+        rows: tuple[NDArray[Any], ...] = (arm, key, np.maximum.accumulate(time), known, bad & known)
+        if self._rows:
+            rows = tuple(np.concatenate(pair) for pair in zip(self._rows, rows, strict=True))
+        earlier, start = _earlier(rows[1]), 0
+        before = len(rows[0]) - len(arm)
+        closed: list[Closed] = []
+        while (end := self._end(rows[0], rows[2], earlier, start)) is not None:
+            n, wrong, candidate_units = _counted_by_key(*(column[start:end] for column in rows))
+            self.close(candidate_units)
+            closed.append((end - 1 - before, n, wrong))
+            start = end
+        self._rows = tuple(column[start:] for column in rows)
+        return closed
+
+    def _end(
+        self, arm: NDArray[np.int8], time: NDArray[np.float64], earlier: NDArray[np.intp], start: int
+    ) -> int | None:
+        """Where the block that begins here ends; looked for in ever larger windows, as most blocks are small."""
+        window, count = 256, len(arm)
+        if start < count and self.began is None:
+            self.began = float(time[start])
+        while start < count:
+            here = slice(start, min(start + window, count))
+            first = earlier[here] < start
+            candidate = np.cumsum(first & (arm[here] == 1))
+            baseline = np.cumsum(first & (arm[here] == 0))
+            full = (candidate >= self.wanted) & (baseline >= 1) & (time[here] >= self.until)
+            at = int(np.argmax(full))
+            if full[at]:
+                return start + at + 1
+            if here.stop == count:
+                return None
+            window *= 4
+        return None
+
+
+def _counted_by_key(
+    arm: NDArray[np.int8], key: NDArray[np.uint64], _time: NDArray[np.float64], known: Flags, bad: Flags
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    _, first, unit = np.unique(key, return_index=True, return_inverse=True)
+    arm = arm[first]
+    known, bad = _any_of(unit, len(first), known), _any_of(unit, len(first), bad)
+    n = np.stack([known[arm == side].sum(axis=0) for side in (0, 1)]).astype(float)
+    wrong = np.stack([bad[arm == side].sum(axis=0) for side in (0, 1)]).astype(float)
+    return n, wrong, int((arm == 1).sum())
+
+
+def _earlier(key: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """For each unit the place of the one before it with the same key, -1 where there is none."""
+    order = np.argsort(key, kind="stable")
+    earlier = np.full(len(key), -1)
+    same = key[order[1:]] == key[order[:-1]]
+    earlier[order[1:][same]] = order[:-1][same]
+    return earlier
 
 
 def _any_of(unit: NDArray[np.intp], units: int, flags: Flags) -> Flags:

@@ -55,7 +55,10 @@ class Component:
 
 
 def components_of(plan: Plan, learned: Learned) -> tuple[Component, ...]:
-    """All components of all metrics; those of one source in the order in which outcomes are read."""
+    """All components of the metrics that compare; those of one source in the order in which outcomes are read.
+
+    A metric with an absolute limit has its share of the error budget, but no component: see `analysis.Judge`.
+    """
     total = sum(METRICS[rule.name].share for rule in plan.metrics)
     return tuple(
         Component(
@@ -67,6 +70,7 @@ def components_of(plan: Plan, learned: Learned) -> tuple[Component, ...]:
             share=METRICS[rule.name].share / total / METRICS[rule.name].components,
         )
         for rule in plan.metrics
+        if METRICS[rule.name].bound is None
         for at in range(METRICS[rule.name].components)
     )
 

@@ -58,13 +58,15 @@ class MetricRule:
     """What the manifest says of one metric. Rates and margins are fractions (0.005 is 0.5 %).
 
     For latency `tolerance_absolute` is in milliseconds and `margin` in requests over the learnt thresholds.
-    `margin` None means the default that is computed from the baseline's own rate and frozen at the start.
+    `margin` None means the default that is computed from the baseline's own rate and frozen at the start. `limit` is the absolute
+    limit of a metric that has one (milliseconds for latency percentiles).
     """
 
     name: str
     tolerance_relative: float
     tolerance_absolute: float
     margin: float | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Holdback:
+    """After promotion this share of callers (percent) stays on the baseline for so long (seconds), to keep comparing."""
+
+    weight: float
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything a rollout needs to know about itself; written down once, at its start.
 
@@ -116,6 +126,7 @@ class Plan:
     step_timeout: float | None = None
     on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
     keep_warm: float | None = None
+    holdback: Holdback | None = None
     unit: str = "request"
     classes: tuple[str, ...] = ()
     passed: Phase = Phase.PROMOTED

@@ -6,6 +6,7 @@ changed. And `decide` only proposes: time, verdicts and what was seen are its ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -15,6 +16,10 @@ from deployctl.core.verdict import Result, Verdict
 
 DEFAULT_STEP_TIMEOUT = 1800.0
 """Seconds a step may go on after its dwell where neither the manifest nor the traffic says otherwise."""
+
+
+UNLOADABLE = "the candidate cannot be loaded any more: "
+"""How the reason of such an end begins."""
 
 
 class Kind(Enum):
@@ -28,6 +33,7 @@ class Kind(Enum):
     PAUSED = "paused"
     RESUMED = "resumed"
     PROMOTED = "promoted"
+    RELEASED = "released"
     ROLLED_BACK = "rolled_back"
     RETIRED = "retired"
     FINISHED = "finished"
@@ -114,7 +120,11 @@ TRANSITIONS: dict[Phase | None, dict[Kind, Phase | None]] = {
         Kind.ROLLED_BACK: Phase.ROLLED_BACK,
         Kind.RETIRED: Phase.RETIRED,
     },
-    Phase.PROMOTED: {Kind.ROLLED_BACK: Phase.ROLLED_BACK, Kind.FINISHED: Phase.PROMOTED},
+    Phase.PROMOTED: {
+        Kind.RELEASED: Phase.PROMOTED,  # the callers that were held back follow the others
+        Kind.ROLLED_BACK: Phase.ROLLED_BACK,
+        Kind.FINISHED: Phase.PROMOTED,
+    },
     Phase.ROLLED_BACK: {},
     Phase.RETIRED: {},
 }
@@ -141,6 +151,7 @@ class Rollout:
     idle: float = 0.0
     learned: Learned | None = None
     ended_by: Event | None = None
+    released: bool = False
     finished: bool = False
     at: float = 0.0
     last_seq: int = 0
@@ -154,7 +165,8 @@ class Rollout:
     def weight(self) -> float:
         """Share of callers (percent) that the candidate should be answering now."""
         if self.phase is Phase.PROMOTED:
-            return 100.0
+            held_back = self.plan.holdback.weight if self.plan.holdback and self.holding_back else 0.0
+            return 100.0 - held_back
         if self.phase in {Phase.ROLLED_BACK, Phase.RETIRED} or self.current is None:
             return 0.0
         return self.current.weight
@@ -163,6 +175,16 @@ class Rollout:
     def ended(self) -> bool:
         """Whether the gate is done with it: promoted, rolled back or retired."""
         return self.phase in {Phase.PROMOTED, Phase.ROLLED_BACK, Phase.RETIRED}
+
+    @property
+    def holding_back(self) -> bool:
+        """Whether some callers stay on the baseline after the promotion, to keep comparing."""
+        return self.phase is Phase.PROMOTED and self.plan.holdback is not None and not self.released
+
+    @property
+    def watched(self) -> bool:
+        """Whether outcomes are evidence: until its end, and on while callers are held back."""
+        return not self.ended or self.holding_back
 
     @property
     def live(self) -> Version:
@@ -214,11 +236,11 @@ def decide(
     event are the writer's to fill in.
     """
     if rollout.ended:
-        return _decide_after(rollout, now)
+        return _decide_after(rollout, verdict, now)
     if verdict.result is Result.FAIL:
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
     if unloadable is not None:
-        broken = replace(verdict, reason=f"the candidate cannot be loaded any more: {unloadable}")
+        broken = replace(verdict, reason=f"{UNLOADABLE}{unloadable}")
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, broken)
     if rollout.learned is None and learned is not None:
         return Event(0, Kind.LEARNED, now, "controller", Cause.TIME, _learned_words(learned), learned=learned)
@@ -257,7 +279,7 @@ def versions_for(rollout: Rollout) -> tuple[Version, ...]:
 def _decide_step(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
     step = rollout.current
     assert step is not None
-    if now - rollout.step_began < step.dwell:
+    if now < dwell_ends(rollout):
         return None
     if verdict.result is not Result.PASS:
         return _inconclusive_if_late(rollout, verdict, now)
@@ -279,14 +301,42 @@ def pass_step(
 
 
 def _inconclusive_if_late(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
-    dwell = rollout.current.dwell if rollout.current else 0.0
-    if now - rollout.step_began - rollout.idle < dwell + step_timeout(rollout):
+    if now < late_at(rollout):
         return None
     reason = f"not enough evidence within the step's time: {verdict.reason}"
     late = replace(verdict, reason=reason)
     if rollout.plan.on_inconclusive is OnInconclusive.HOLD:
         return Event(0, Kind.HELD, now, "gate", Cause.INCONCLUSIVE, reason, verdict=late)
     return _end(rollout, rollout.plan.failed, now, Cause.INCONCLUSIVE, late)
+
+
+def next_due(rollout: Rollout, after: float) -> float | None:
+    """The next instant, after this one, at which time alone may change what `decide` says; None when there is none."""
+    if rollout.finished or rollout.phase is Phase.PAUSED:
+        return None
+    after_end = held_back_until(rollout) if rollout.holding_back else cold_at(rollout)
+    due = (after_end,) if rollout.ended else (dwell_ends(rollout), late_at(rollout))
+    return min((at for at in due if after < at < math.inf), default=None)
+
+
+def dwell_ends(rollout: Rollout) -> float:
+    """When the current step, or the wait before the first one, has lasted as long as it must."""
+    return rollout.step_began + (rollout.current.dwell if rollout.current else 0.0)
+
+
+def late_at(rollout: Rollout) -> float:
+    """When the current step has had its time; it stands still while a person is awaited."""
+    return dwell_ends(rollout) + rollout.idle + step_timeout(rollout)
+
+
+def held_back_until(rollout: Rollout) -> float:
+    """When the callers that stayed on the baseline follow the others."""
+    return rollout.step_began + (rollout.plan.holdback.duration if rollout.plan.holdback else 0.0)
+
+
+def cold_at(rollout: Rollout) -> float:
+    """When the version before a promotion need not be kept warm any longer."""
+    return rollout.step_began + (rollout.plan.keep_warm or 0.0)
 
 
 def step_timeout(rollout: Rollout) -> float:
@@ -301,10 +351,18 @@ def _end(rollout: Rollout, phase: Phase, now: float, cause: Cause, verdict: Verd
     return Event(0, kind, now, "gate", cause, verdict.reason, step=rollout.step, verdict=verdict)
 
 
-def _decide_after(rollout: Rollout, now: float) -> Event | None:
+def _decide_after(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
+    """A promoted rollout is watched while callers are held back, and finished when `keepWarm` is over, too."""
     if rollout.phase is not Phase.PROMOTED or rollout.finished:
         return None
-    if now - rollout.step_began >= (rollout.plan.keep_warm or 0.0):
+    if rollout.holding_back:
+        if verdict.result is Result.FAIL:
+            return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
+        if now >= held_back_until(rollout):
+            words = "no harm was seen while callers were held back"
+            return Event(0, Kind.RELEASED, now, "gate", Cause.TIME, words, verdict=verdict)
+        return None
+    if now >= cold_at(rollout):
         return Event(0, Kind.FINISHED, now, "controller", Cause.TIME, "nothing is left to watch")
     return None
 
@@ -368,6 +426,12 @@ def _resume(rollout: Rollout, event: Event) -> Rollout:
     return replace(rollout, paused=False, idle_since=None, idle=rollout.idle + waited)
 
 
+def _release(rollout: Rollout, event: Event) -> Rollout:
+    if not rollout.holding_back:
+        raise IllegalEventError(f"nobody is held back in rollout {rollout.id}")
+    return replace(rollout, released=True, split_number=event.seq)
+
+
 def _finish(rollout: Rollout, event: Event) -> Rollout:
     if rollout.finished:
         raise IllegalEventError(f"rollout {rollout.id} is finished already")
@@ -397,6 +461,7 @@ _CHANGES: dict[Kind, Change] = {
     Kind.PAUSED: _wait(None, paused=True),
     Kind.RESUMED: _resume,
     Kind.PROMOTED: _end_with(finished=False),
+    Kind.RELEASED: _release,
     Kind.ROLLED_BACK: _end_with(finished=True),
     Kind.RETIRED: _end_with(finished=True),
     Kind.FINISHED: _finish,

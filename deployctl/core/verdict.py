@@ -28,7 +28,8 @@ class MetricVerdict:
 
     `effect` and `interval` are differences of rates (candidate minus baseline, fractions). `harm` and `safe` are
     e-values; `harm_threshold` and `safe_threshold` are what each must reach. `needed` is an estimate of the
-    candidate units (requests or labels) still missing for a pass, None where it cannot be said.
+    candidate units (requests or labels) still missing for a pass, None where it cannot be said. `excluded` is the smallest increase
+    (a fraction) that this step's evidence has excluded so far, None where it has excluded none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class MetricVerdict:
     margin: float
     needed: int | None
     words: str
+    excluded: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deployctl.core.plan import MetricRule, OnInconclusive
+from deployctl.core.plan import Holdback, MetricRule, OnInconclusive
 from deployctl.core.strategies import Canary, CanaryStep
 from deployctl.manifest import schema
 from deployctl.manifest.loader import BrokenYamlError, Mark, Tree, read_yaml
@@ -25,7 +25,7 @@ from deployctl.manifest.manifest import (
     service_spec,
 )
 from deployctl.manifest.problems import ManifestError, Problem, findings
-from deployctl.manifest.quantities import shown
+from deployctl.manifest.quantities import seconds, shown
 from deployctl.manifest.rules import absolute_tolerance, broken_rules, missing_values
 
 __all__ = [
@@ -110,6 +110,9 @@ def _manifest(document: schema.Document, text: str, source: str, base: Path) -> 
         step_timeout=None if canary is None else canary.step_timeout,
         on_inconclusive=OnInconclusive("rollback" if canary is None else canary.on_inconclusive),
         keep_warm=None if canary is None else canary.keep_warm,
+        holdback=None
+        if canary is None or canary.holdback is None
+        else Holdback(canary.holdback.weight, canary.holdback.duration),
         alpha=analysis.alpha,
         beta=analysis.beta,
         metrics=tuple(_rule(entry) for entry in analysis.metrics),
@@ -163,4 +166,5 @@ def _rule(written: schema.MetricEntry) -> MetricRule:
             absolute if tolerance.absolute is None else absolute_tolerance(written.name, tolerance.absolute)
         ),
         margin=written.margin,
+        limit=None if written.max is None else 1000 * seconds(written.max),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployctl.core.plan import MetricRule, OnInconclusive, Plan, Version
+from deployctl.core.plan import Holdback, MetricRule, OnInconclusive, Plan, Version
 from deployctl.core.strategies import STRATEGIES, Canary
 from deployctl.errors import InvalidError
 
@@ -65,6 +65,7 @@ class Manifest:
     step_timeout: float | None
     on_inconclusive: OnInconclusive
     keep_warm: float | None
+    holdback: Holdback | None
     alpha: float
     beta: float
     metrics: tuple[MetricRule, ...]
@@ -94,6 +95,7 @@ def plan(manifest: Manifest, baseline: Version, candidate: Version) -> Plan:
         step_timeout=manifest.step_timeout,
         on_inconclusive=manifest.on_inconclusive,
         keep_warm=manifest.keep_warm,
+        holdback=manifest.holdback,
         unit="request" if manifest.service.routing_key is None else "key",
         classes=manifest.prediction.classes if manifest.prediction else (),
         passed=manifest.strategy.passed,

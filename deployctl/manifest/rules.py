@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from deployctl.manifest.loader import Path, Tree
-from deployctl.manifest.quantities import percentage, seconds, shown
+from deployctl.manifest.quantities import percentage, positive_seconds, seconds, shown
 from deployctl.manifest.schema import MAX_STEPS, Model, Step, file_path
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ def broken_rules(tree: Tree, metrics: Collection[str]) -> Iterator[Finding]:
     yield from _steps_climb(spec)
     yield from _something_is_watched(spec)
     yield from _metrics_are_distinct(spec)
+    yield from _limits_are_written(spec)
     yield from _answers_are_read(spec)
     yield from _tolerances_fit(spec, metrics)
 
@@ -112,6 +113,30 @@ def _metrics_are_distinct(spec: dict[str, Any]) -> Iterator[Finding]:
         if name in seen:
             yield Finding((*path, "name"), f"metric {shown(name)} is listed twice")
         seen.add(name)
+
+
+def _limits_are_written(spec: dict[str, Any]) -> Iterator[Finding]:
+    compared = False
+    for path, entry, name in _metrics(spec):
+        is_limit = name.startswith("latency-p")
+        compared |= not is_limit
+        if is_limit and "max" not in entry:
+            yield Finding((*path, "name"), f"{name} needs its limit: max: 500ms")
+        for key in ("tolerance", "margin") if is_limit else ():
+            if key in entry:
+                yield Finding(
+                    (*path, key), f"{key}: {name} is an absolute limit and compares nothing", at_key=True
+                )
+        if is_limit and isinstance(entry.get("max"), str):
+            try:
+                positive_seconds(entry["max"])
+            except ValueError as error:
+                yield Finding((*path, "max"), f"max: {error}")
+        if not is_limit and "max" in entry:
+            yield Finding((*path, "max"), f"key 'max' is not supported yet for {name}", at_key=True)
+    if not compared and any(True for _ in _metrics(spec)):
+        path = ("spec", "analysis", "metrics")
+        yield Finding(path, "only absolute limits: at least one metric must compare", at_key=True)
 
 
 def _answers_are_read(spec: dict[str, Any]) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ from pydantic import (
     Strict,
     ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -50,7 +51,7 @@ from deployctl.manifest.quantities import (
 
 ENGINE = "builtin"
 LATER_ENGINES = frozenset({"envoy"})
-LATER_METRICS = frozenset({"disagreement-rate", "latency-p50", "latency-p90", "latency-p95", "latency-p99"})
+LATER_METRICS = frozenset({"disagreement-rate"})
 LATER_WORDS = frozenset({"value"})
 """Words of closed sets (here of `prediction.read`) that a later version will know."""
 MAX_STEPS = 200
@@ -310,10 +311,24 @@ class Step(Section):
         return () if self.set_weight is None else (self.set_weight,)
 
 
+class Holdback(Section):
+    """After the promotion this share of callers stays on the baseline, to keep comparing."""
+
+    weight: Weight
+    """Percent of callers, below 100."""
+    duration: PositiveSeconds
+    """How long; harm in this time rolls back."""
+
+    @field_validator("weight")
+    @classmethod
+    def _leaves_someone(cls, value: float) -> float:
+        if value >= 100:
+            raise ValueError("holdback: a weight below 100; somebody must be promoted to")
+        return value
+
+
 class Canary(Section):
     """A growing share of callers is answered by the candidate, as far as the evidence allows."""
-
-    later = frozenset({"holdback"})
 
     steps: Annotated[tuple[Step, ...], Strict(strict=False)]
     """Weights, climbing; promotion follows the last one."""
@@ -325,6 +340,8 @@ class Canary(Section):
     """What happens when a step's time is over without enough evidence."""
     bake: Seconds = Field(300.0, json_schema_extra={"default": "5m"})
     """Least time at the last step, before promotion."""
+    holdback: Holdback | None = None
+    """Keep comparing after the promotion; default: nobody is held back."""
     keep_warm: Seconds | None = None
     """How long the version before stays loaded after a promotion; default: until the next rollout starts."""
 
@@ -356,13 +373,13 @@ class Tolerance(Section):
 class MetricEntry(Section):
     """One number that is compared between candidate and baseline."""
 
-    later = frozenset({"max"})
-
     name: Annotated[str, _known("metric", LATER_METRICS)]
     """Which metric."""
     tolerance: Tolerance | None = None
     margin: Margin | None = None
     """Increase that must be excluded before promotion; default: 0.5 points + an eighth of the baseline's rate."""
+    max: str | None = None
+    """Absolute limit of latency-p50, -p90, -p95, -p99, a duration; over it alone is harm, over it with the baseline a freeze."""
 
 
 class Analysis(Section):

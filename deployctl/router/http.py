@@ -238,9 +238,10 @@ class Connection(asyncio.Protocol):
         if self._ready or self._backlog or self._refusal or self._paused or self._arriving:
             self._advance()
 
-    def fail(self, status: int, reason: str, headers: bytes = b"") -> None:
-        """Answers with an error in the one form that every client reads."""
-        self.answer(status, msgspec.json.encode({"error": reason}), headers)
+    def fail(self, status: int, reason: str, headers: bytes = b"", version: str | None = None) -> None:
+        """Answers with an error in the one form that every client reads; `version` where it was one that failed."""
+        document = {"error": reason} if version is None else {"error": reason, "model_version": version}
+        self.answer(status, msgspec.json.encode(document), headers)
 
     def close_if_idle(self) -> None:
         if self._request is None and not self._ready and not self._arriving and self._transport is not None:

@@ -222,6 +222,7 @@ class Server:
             deadline=start + self._timeout,
             request_id=request_id,
             key=key,
+            version=link.upstream.version,
             split=self._split.number,
             arm=arm,
             explicit=label is not None,
@@ -284,6 +285,7 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
     deadline: float
     request_id: str
     key: str
+    version: str
     split: int
     arm: int
     explicit: bool
@@ -339,7 +341,7 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
 
     def _fail(self, status: int, reason: str) -> None:
         latency = self._latency()
-        self.client.fail(status, reason, _id_line(self.request_id))
+        self.client.fail(status, reason, _id_line(self.request_id), self.version)
         self._record(status, latency)
         self.server.upstreams.finished(self)
 

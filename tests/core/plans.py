@@ -16,7 +16,9 @@ LEARNED = Learned((), {"error-rate": (0.01,)}, {"error-rate": (0.005,)}, 1800.0,
 
 def canary(*weights: Any, **changes: Any) -> Plan:
     """A canary over these weights: a CanaryStep, or a number for one; dwell 10 s, bake 20 s, time-out 60 s."""
-    steps = [step if isinstance(step, CanaryStep) else CanaryStep(step) for step in weights or (5, 10, 30, 50)]
+    steps = [
+        step if isinstance(step, CanaryStep) else CanaryStep(step) for step in weights or (5, 10, 30, 50)
+    ]
     strategy = Canary(tuple(steps), min_dwell=10.0, bake=20.0)
     given = {"strategy": "canary", "steps": strategy.steps(), "step_timeout": 60.0} | changes
     return Plan(baseline=BASELINE, candidate=CANDIDATE, **{"metrics": (ERRORS,), **given})

@@ -36,7 +36,8 @@ def test_a_caller_stays_where_the_weight_puts_it(salt, key, weight):
 def test_another_rollout_draws_other_callers():
     """The same few users must not be the first to meet every candidate."""
     first, second = (
-        {key for key in KEYS[:20_000] if goes_to_candidate(salt, key, 5)} for salt in ("digits-1-a", "digits-2-b")
+        {key for key in KEYS[:20_000] if goes_to_candidate(salt, key, 5)}
+        for salt in ("digits-1-a", "digits-2-b")
     )
     assert len(first & second) / len(first) == pytest.approx(0.05, abs=0.03)
 

@@ -42,9 +42,7 @@ def largest_expectation(n0: int, n1: int, p0: float, p1: float, relative: float,
     total = np.zeros(len(r0))
     for k0, k1 in itertools.product(range(n0 + 1), range(n1 + 1)):
         counts = tuple(array(float(x)) for x in (n0, k0, n1, k1))
-        factor = math.exp(
-            log_factor(counts, array(p0), array(p1), array(relative), array(absolute)).item()
-        )
+        factor = math.exp(log_factor(counts, array(p0), array(p1), array(relative), array(absolute)).item())
         ways = math.comb(n0, k0) * math.comb(n1, k1)
         total += ways * r0**k0 * (1 - r0) ** (n0 - k0) * r1**k1 * (1 - r1) ** (n1 - k1) * factor
     return float(total.max())
@@ -135,7 +133,9 @@ def better_in_incidents(block: int) -> tuple[float, float]:
     return incidents(block)[0], (0.05, 0.1, 0.3, 0.5)[4 * block // BLOCKS]
 
 
-def replicates_that_reach(threshold: float, scenario, real_share: float, tolerance: tuple[float, float]) -> float:
+def replicates_that_reach(
+    threshold: float, scenario, real_share: float, tolerance: tuple[float, float]
+) -> float:
     """The share of harmless rollouts, exactly as bad as is tolerated, whose evidence of harm ever reached this."""
     relative, absolute = tolerance
     random = np.random.default_rng([7, round(100 * real_share), round(1000 * absolute)])
@@ -272,10 +272,14 @@ def test_a_fault_that_begins_late_is_still_seen():
     """Two thousand good units before it must not hide it: a part of the budget is kept for later starts."""
     evidence = Evidence(np.array([True]), array(1.1), array(0.001), array(0.01), steps=4)
     for block in range(100):
-        evidence.add((array(380.0)[None], array(4.0)[None], array(20.0)[None], array(0.0)[None]), at=2.0 * block)
+        evidence.add(
+            (array(380.0)[None], array(4.0)[None], array(20.0)[None], array(0.0)[None]), at=2.0 * block
+        )
     units = 0
     while evidence.log_evidence()[0, 0] < math.log(100):
-        evidence.add((array(76.0)[None], array(1.0)[None], array(4.0)[None], array(4.0)[None]), at=200.0 + units / 20)
+        evidence.add(
+            (array(76.0)[None], array(1.0)[None], array(4.0)[None], array(4.0)[None]), at=200.0 + units / 20
+        )
         units += 4
         assert units <= 16
 

@@ -106,12 +106,12 @@ def in_phase(phase: Phase) -> Rollout:
 def test_only_what_the_table_allows_can_happen(phase, kind):
     before = in_phase(phase)
     happens = event(before, kind, step=before.step + 1, learned=LEARNED)
-    if kind in TRANSITIONS[phase]:
+    if kind in TRANSITIONS[phase] and kind.value != "released":  # this plan holds nobody back
         after = apply(before, happens)
-        expected = TRANSITIONS[phase][kind]
-        assert after.phase is (Phase.PROGRESSING if expected is None else expected)
+        worked_out = Phase.PAUSED if after.paused else Phase.PROGRESSING
+        assert after.phase is (TRANSITIONS[phase][kind] or worked_out)
     else:
-        with pytest.raises(IllegalEventError, match=phase.value):
+        with pytest.raises(IllegalEventError, match=f"{phase.value}|held back"):
             apply(before, happens)
 
 
@@ -168,7 +168,9 @@ def test_evidence_of_one_step_does_not_promote_past_the_others():
 
 verdicts = st.sampled_from([None, PASS, FAIL, UNSURE])
 random_events = st.lists(
-    st.tuples(st.sampled_from(Kind), st.sampled_from(Cause), st.integers(-1, 5), verdicts, st.floats(-1, 100)),
+    st.tuples(
+        st.sampled_from(Kind), st.sampled_from(Cause), st.integers(-1, 5), verdicts, st.floats(-1, 100)
+    ),
     max_size=30,
 )
 plans = st.sampled_from(

@@ -1,10 +1,18 @@
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
+
 from service_rig import Box
 
 
 @pytest.fixture
 def box(tmp_path):
-    """A state directory, manifests and models of one's own; nothing runs yet."""
+    """A service at version 1, in a box of its own."""
     box = Box(tmp_path)
-    yield box
-    box.close()
+    try:
+        yield box.up()
+    finally:
+        box.close()

@@ -10,7 +10,10 @@ import pytest
 from deployctl.manifest.load import load
 from deployctl.manifest.problems import ManifestError
 
-METRICS = ("error-rate", "null-rate", "latency", "label-error-rate")
+METRICS = (
+    *("error-rate", "null-rate", "latency", "label-error-rate"),
+    *("latency-p50", "latency-p90", "latency-p95", "latency-p99"),
+)
 ENGINES = ("builtin",)
 
 # The example of the documentation, without the keys that this version cannot carry out.

@@ -84,7 +84,6 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
         ),
         ("engine: builtin", "engine: envoy", "envoy", "engine 'envoy'"),
         ("- setWeight: 5", "- mirror: {percentage: 100}\n      - setWeight: 5", "mirror", "key 'mirror'"),
-        ("keepWarm: 1h", "holdback: {weight: 5, duration: 30m}", "holdback", "key 'holdback'"),
         ("  candidate:", "  candidates: []\n  candidate:", "candidates", "key 'candidates'"),
         ("engine: builtin", "routers: 4", "routers", "key 'routers'"),
         ("engine: builtin", "tls: {cert: a}", "tls", "key 'tls'"),
@@ -98,7 +97,6 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
         ("read: argmax", "read: value", "value", "read: 'value'"),
         ("read: argmax", "labelTolerance: 0.1", "labelTolerance", "key 'labelTolerance'"),
         ("{name: null-rate}", "{name: disagreement-rate}", "disagreement-rate", "metric 'disagreement-rate'"),
-        ("{name: null-rate}", "{name: latency-p99}", "latency-p99", "metric 'latency-p99'"),
         ("models/v2.onnx", "s3://bucket/v2.onnx", "s3://", "uri: scheme 's3'"),
         ("models/v2.onnx", "hf:org/model", "hf:", "uri: scheme 'hf'"),
     ],
@@ -345,3 +343,25 @@ def tell(text):
         assert problem.column >= 1
         assert len(str(problem).splitlines()) == 1
         str(problem).encode()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{name: latency-p99}", "latency-p99 needs its limit: max: 500ms"),
+        ("{name: latency-p99, max: soon}", "max: "),
+        (
+            "{name: latency-p99, max: 1s, margin: 1%}",
+            "margin: latency-p99 is an absolute limit and compares nothing",
+        ),
+    ],
+)
+def test_an_absolute_limit_is_a_duration_and_nothing_else(entry, message):
+    assert any(message in problem for problem in problems(FULL.replace("{name: null-rate}", entry)))
+
+
+def test_absolute_limits_alone_compare_nothing():
+    text = re.sub(r"(?s)metrics:.*", "metrics:\n    - {name: latency-p99, max: 1s}\n", FULL)
+    assert any(
+        "only absolute limits: at least one metric must compare" in problem for problem in problems(text)
+    )

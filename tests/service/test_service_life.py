@@ -207,15 +207,17 @@ def test_a_pause_for_a_person_waits_after_its_gate_and_promote_passes_it(box):
         assert waiting.code == 0, waiting
         status = box.status()
         assert (status["phase"], status["weight"]) == ("paused", 20)
-        assert (
-            box.run("resume", NAME, "-o", "json").json["changed"] is False
-        ), "resume undoes a person's pause only"
+        assert box.run("resume", NAME, "-o", "json").json["changed"] is False, (
+            "resume undoes a person's pause only"
+        )
         passed = box.run("promote", NAME, "-o", "json").json
         assert passed["changed"] is True
         status = box.wait_for_phase("promoted")
         assert status["live"] == "2"
     assert not traffic.failures
-    awaited = [event["kind"] for event in box.run("history", NAME, "-o", "json").json["rollouts"][0]["events"]]
+    awaited = [
+        event["kind"] for event in box.run("history", NAME, "-o", "json").json["rollouts"][0]["events"]
+    ]
     assert awaited.index("awaited") < awaited.index("promoted")
 
 

@@ -114,16 +114,19 @@ class Callers:
 class Traffic(Callers):
     """`rate` requests a second, each on a connection that has nothing else to do. `on_answer` sees each of them.
 
-    With `label_delay` every request gets the label of its row, so many seconds later (drawn from that range).
+    With `label_delay` this share of the requests gets the label of its row, so many seconds later (drawn from that range).
     """
 
-    def __init__(self, url, rate, *, model="m", label_delay=None, on_answer=None, keep_answers=False):
+    def __init__(
+        self, url, rate, *, model="m", label_delay=None, label_share=1.0, on_answer=None, keep_answers=False
+    ):
         super().__init__(url, model)
         self.rate = rate
         self.answers = []
         self.in_flight = 0
         self._on_answer = on_answer
         self._keep = keep_answers
+        self.label_share = label_share
         self._label_delay = label_delay
         self._labels = []
         self._free = []
@@ -159,7 +162,7 @@ class Traffic(Callers):
                 sweep = now + 1
             await asyncio.sleep(TICK)
         deadline = time.monotonic() + ANSWER_WITHIN
-        while self.in_flight and time.monotonic() < deadline:
+        while self.in_flight and time.monotonic() < deadline:  # noqa: ASYNC110 - a count, not an event
             await asyncio.sleep(0.01)
         for connection in self._free:
             connection.transport.close()
@@ -171,7 +174,7 @@ class Traffic(Callers):
         self.sent += 1
         self.in_flight += 1
         self._on_a_connection(self._request(BODIES[row], answer.id), answer)
-        if self._label_delay:
+        if self._label_delay and self._random.random() < self.label_share:
             heapq.heappush(
                 self._labels, (now + self._random.uniform(*self._label_delay), answer.id, str(row))
             )
@@ -192,7 +195,7 @@ class Traffic(Callers):
             if not connection.lost:
                 connection.ask(request, answer)
                 return
-        asyncio.get_running_loop().create_task(self._open(request, answer))  # noqa: RUF006 - it ends with its request
+        asyncio.get_running_loop().create_task(self._open(request, answer))
 
     async def _open(self, request, answer):
         loop = asyncio.get_running_loop()
@@ -271,14 +274,16 @@ class Flood(Callers):
             except OSError as error:
                 self._lost(1, error)
                 continue
+            waiting = [0]
             try:
-                await self._ask(reader, writer, f"{number}-{turn}-{secrets.token_hex(4)}")
+                await self._ask(reader, writer, f"{number}-{turn}-{secrets.token_hex(4)}", waiting)
             except (OSError, asyncio.IncompleteReadError) as error:
-                self._lost(self._waiting, error)
+                self._lost(waiting[0], error)
             finally:
                 writer.close()
 
-    async def _ask(self, reader, writer, name):
+    async def _ask(self, reader, writer, name, waiting):
+        """Some requests at once, then all of their answers, again and again; `waiting[0]` counts what is still to come."""
         buffer = b""
         for number in itertools.count():
             if self._over.is_set():
@@ -287,24 +292,24 @@ class Flood(Callers):
                 self._request(BODIES[each % CLASSES], f"{name}-{number}-{each}")
                 for each in range(self._at_once)
             ]
-            self._waiting = len(requests)
+            waiting[0] = len(requests)
             self.sent += len(requests)
             writer.write(b"".join(requests))
-            while self._waiting:
+            while waiting[0]:
                 data = await reader.read(1 << 18)
                 if not data:
                     raise asyncio.IncompleteReadError(buffer, None)
-                buffer = self._count(buffer + data)
+                buffer = self._count(buffer + data, waiting)
 
-    def _count(self, buffer):
-        while (message := _message(buffer)) is not None:
-            status, body, _ = message
+    def _count(self, buffer, waiting):
+        while (length := _length(buffer)) is not None:
+            status, body, _ = _message(buffer[:length])
             self.statuses[status] += 1
             self.versions[_version(body)] += 1
             if status != 200:
                 self.failures.append((status, body))
-            self._waiting -= 1
-            buffer = buffer[_length(buffer) :]
+            waiting[0] -= 1
+            buffer = buffer[length:]
         return buffer
 
     def _lost(self, count, error):

@@ -248,7 +248,7 @@ BAD_TENSORS = {
 @pytest.mark.parametrize(("body", "message"), BAD_TENSORS.values(), ids=BAD_TENSORS)
 def test_tensors_that_do_not_fit_the_model_are_a_400_that_says_what_does(shared, body, message):
     answer = shared("classifier", models.classifier).ask(body)
-    assert (answer.status, json.loads(answer.body)) == (400, {"error": message})
+    assert (answer.status, json.loads(answer.body)) == (400, {"error": message, "model_version": "1"})
 
 
 def test_bytes_that_are_not_utf8_are_refused_for_onnx_strings(start):

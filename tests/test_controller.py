@@ -1,0 +1,520 @@
+"""The loop meets the disk and the world: crashes, restarts, batches that come twice, clocks that step, apply that fails."""
+
+import asyncio
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import CANARY, STEP, Behaviour, FakeService
+from msgspec.structs import replace as replaced
+
+from deployctl.core.plan import Phase
+from deployctl.core.rollout import Cause, Event, IllegalEventError, Kind
+from deployctl.core.verdict import Result, Verdict
+from deployctl.errors import ConflictError, IntegrityError, UnavailableError
+from deployctl.journal import Journal
+from deployctl.journal import read as read_journal
+from deployctl.records import Began, Clock, Gone, Intake
+from deployctl.records import read as read_records
+
+GOOD = {"1": Behaviour(errors=0.01, wrong=0.05), "2": Behaviour(errors=0.01, wrong=0.03)}
+DEAD = {"1": Behaviour(errors=0.01), "2": Behaviour(errors=1.0)}
+FULL = {
+    "metrics": [
+        {"name": "error-rate", "margin": "2%"},
+        {"name": "latency", "margin": "5%"},
+        {"name": "label-error-rate", "margin": "10%"},
+    ],
+    "steps": [10, 50],
+}
+
+
+@pytest.fixture
+def service(tmp_path: Path):
+    with FakeService(tmp_path, dict(GOOD), labelled=0.5, label_delay=(0.5, 1.0)) as service:
+        service.up()
+        service.watch(1)
+        yield service
+
+
+def story(service: FakeService) -> list[tuple]:
+    """Everything of a rollout that must not depend on who was killed when."""
+    return [
+        (event.kind, event.at, event.by, event.cause, event.reason, event.step, event.verdict)
+        for event in service.events
+    ]
+
+
+# ── crashes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_crash_between_writing_and_acting_is_healed_by_the_next_tick(service):
+    """The rollback is in the journal, the routers were never told."""
+    service.ramp()
+    service.watch(1)
+    rollout = service.rollout
+    rolled_back = Event(0, Kind.ROLLED_BACK, rollout.at + 1, "person:ann", Cause.PERSON, "by hand")
+    service.controller.record(rollout.id, rolled_back)
+    assert service.weight == 5
+
+    service.restart()
+
+    assert service.weight == 0
+    assert service.traffic.in_force.number == service.events[-1].seq
+    assert service.rollout.phase is Phase.ROLLED_BACK
+
+
+def test_a_crash_before_writing_leaves_everything_as_it_was(service):
+    service.ramp()
+    service.watch(1)
+    before = service.rollout
+    service.restart()
+    assert service.rollout == before
+    assert service.weight == 5
+
+
+def test_traffic_is_never_moved_before_the_journal_has_it(service):
+    """Whenever a split is applied, the event of its number is on the disk."""
+    written = []
+    apply = service.traffic.apply
+
+    def watched(split, upstreams):
+        written.append(split.number <= len(read_journal(service.home.journal)))
+        apply(split, upstreams)
+
+    service.traffic.apply = watched
+    service.ramp()
+    service.watch_until_over()
+    service.rollback()
+    assert written
+    assert all(written)
+
+
+def test_a_restart_keeps_live_previous_and_split(service):
+    service.ramp()
+    service.watch_until_over()
+    service.watch(1)
+    before = service.controller.service
+    service.restart()
+    assert service.controller.service == before
+    assert service.weight == 100
+    service.rollback()
+    service.restart()
+    assert service.controller.service.live.version == "1"
+    assert service.rollback().startswith("nothing to roll back")
+
+
+@pytest.mark.parametrize("versions", [GOOD, DEAD], ids=["good", "dead"])
+def test_killed_at_any_event_it_ends_in_the_same_state_with_the_same_evidence(tmp_path, versions):
+    """A rollout with answers, latency and late labels, killed once after each of its events, and once after all of them."""
+
+    def played(name: str, killed_after: set[int]) -> tuple[list[tuple], int, str]:
+        state = tmp_path / name
+        state.mkdir()
+        with FakeService(state, dict(versions), labelled=0.5, label_delay=(0.5, 1.0), seed=3) as service:
+            service.up()
+            service.watch(1)
+            service.ramp(canary=FULL)
+            killed = set()
+            for _ in range(1200):
+                due = {n for n in killed_after if n < len(service.events)} - killed
+                if due:
+                    killed |= due
+                    service.restart()
+                if service.rollout.finished and killed == killed_after:
+                    break
+                service.step()
+            return story(service), service.weight, service.controller.service.live.version
+
+    calm = played("calm", set())
+    events = len(calm[0])
+    # What is learnt of the baseline is in memory until it is journaled: a kill before that learns again.
+    learned = next(n for n, event in enumerate(calm[0]) if event[0] is Kind.LEARNED)
+    for number in range(learned, events):
+        assert played(f"killed-{number}", {number}) == calm
+    assert played("killed-everywhere", set(range(learned, events))) == calm
+
+
+def test_killed_again_and_again_in_mid_ramp_the_evidence_is_the_same(tmp_path):
+    def played(name: str, every: int) -> tuple[list[float], list[tuple]]:
+        state = tmp_path / name
+        state.mkdir()
+        with FakeService(state, dict(GOOD), labelled=0.5, label_delay=(0.5, 1.0), seed=5) as service:
+            service.up()
+            service.watch(1)
+            service.ramp(canary=FULL)
+            harm = []
+            for number in range(80):
+                service.step()
+                harm += list(service.controller.observation.judge.harm)
+                if every and number % every == every - 1:
+                    service.restart()
+            return harm, story(service)
+
+    calm = played("calm", 0)
+    assert played("now-and-then", 13) == calm
+    assert played("all-the-time", 1) == calm
+
+
+def test_a_crash_before_the_steps_beginning_was_recorded_is_healed(service):
+    service.ramp()
+    service.watch(1)
+    entries = read_records(service.records_path)
+    service.close()
+    began = next(entry for entry in entries if isinstance(entry, Began))
+    service.records_path.unlink()
+
+    service.restart()
+
+    assert read_records(service.records_path)[0] == replaced(began, at=service.rollout.at)
+
+
+def test_a_router_that_died_with_the_controller_does_not_hold_the_evidence_back(service):
+    """Its last watermark is in the records, and nobody is left to say that it is gone."""
+    service.ramp(canary={"stepTimeout": "30s", "minDwell": "10s"})
+    service.watch(1)
+    service.restart()
+    service.callers.router, service.callers.number = "router-2", 0
+    service.with_behaviour("2", errors=1.0)
+    service.watch(8)
+    assert any(isinstance(entry, Gone) for entry in read_records(service.records_path))
+    assert service.rollout.phase is Phase.ROLLED_BACK
+    assert service.events[-1].cause is Cause.EVIDENCE
+
+
+def test_a_router_that_comes_back_is_not_taken_for_lost(service):
+    service.ramp(canary={"minDwell": "10s"})
+    service.watch(1)
+    service.restart()
+    service.watch(8)
+    assert not any(isinstance(entry, Gone) for entry in read_records(service.records_path))
+
+
+# ── batches ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def intakes(service: FakeService) -> list[tuple[str, int]]:
+    return [(e.router, e.batch.number) for e in read_records(service.records_path) if isinstance(e, Intake)]
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["at once", "across a restart"])
+def test_a_batch_that_comes_twice_counts_once(service, restarts):
+    service.ramp()
+    service.watch(1)
+    service.clock += STEP
+    batch = service.callers.batch(service.clock)
+    service.controller.on_batch("router-1", batch)
+    seen = service.controller.observation.judge.totals_n.copy()
+    harm = list(service.controller.observation.judge.harm)
+    if restarts:
+        service.restart()
+
+    for _ in range(3):
+        service.controller.on_batch("router-1", batch)
+
+    assert (service.controller.observation.judge.totals_n == seen).all()
+    assert list(service.controller.observation.judge.harm) == harm
+    assert intakes(service).count(("router-1", batch.number)) == 1
+
+
+def test_the_same_number_of_another_router_is_another_batch(service):
+    service.ramp()
+    service.watch(1)
+    service.clock += STEP
+    batch = service.callers.batch(service.clock)
+    service.controller.on_batch("router-1", batch)
+    other = replaced(batch, id=[f"other-{identity}" for identity in batch.id])
+    service.controller.on_batch("router-2", other)
+    assert ("router-2", batch.number) in intakes(service)
+
+
+def test_a_batch_is_written_down_before_it_counts(service):
+    service.ramp()
+    service.watch(1)
+
+    def full(_entry):
+        raise UnavailableError("the disk is full")
+
+    service.controller._records.append = full
+    before = service.controller.observation.judge.totals_n.copy()
+    service.watch(1)
+    assert (service.controller.observation.judge.totals_n == before).all()
+    assert service.controller.left_out > 300
+
+
+def test_a_batch_whose_columns_do_not_fit_is_refused_and_not_kept(service):
+    """Kept, it would be met again at every start."""
+    service.ramp()
+    service.watch(1)
+    service.clock += STEP
+    batch = service.callers.batch(service.clock)
+    with pytest.raises(ValueError, match="column"):
+        service.controller.on_batch("router-1", replaced(batch, arm=batch.arm[:-1]))
+    assert ("router-1", batch.number) not in intakes(service)
+    service.restart()
+    service.controller.on_batch("router-1", batch)
+    assert ("router-1", batch.number) in intakes(service)
+
+
+# ── damage ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_damaged_records_are_an_integrity_error_and_nothing_is_changed(service):
+    service.ramp()
+    service.watch(1)
+    data = bytearray(service.records_path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    service.records_path.write_bytes(data)
+    with pytest.raises(IntegrityError, match="checksum"):
+        service.restart()
+    assert service.records_path.read_bytes() == data
+    assert service.weight == 5
+
+
+def test_a_journal_that_tells_an_impossible_story_is_an_integrity_error(service):
+    """Its chain holds and its events do not: something wrote it that is not us."""
+    service.ramp()
+    last = service.journal.records or read_journal(service.home.journal)
+    started = next(r for r in [*last, *read_journal(service.home.journal)] if r.get("type") == "event")
+    service.close()
+    with Journal.open(service.home.journal) as journal:
+        journal.append({**started, "event": {**started["event"], "kind": "finished"}})
+    with pytest.raises(IntegrityError, match="record"):
+        service.restart()
+
+
+# ── the world fails ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("trouble", [UnavailableError("no router"), OSError(32, "Broken pipe")])
+def test_an_apply_that_fails_is_an_observation_and_not_the_end_of_the_loop(service, trouble, capfd):
+    service.ramp()
+    service.watch(1)
+    service.traffic.refuses = trouble
+    service.with_behaviour("2", errors=1.0)
+    service.watch(1)
+    assert service.rollout.phase is Phase.ROLLED_BACK
+    assert service.weight == 5
+    assert service.controller.trouble == str(trouble)
+
+    service.traffic.refuses = None
+    service.step()
+
+    assert service.weight == 0
+    assert service.controller.trouble is None
+    assert capfd.readouterr().err.count(str(trouble)) == 1
+
+
+def test_a_journal_that_cannot_be_written_moves_nothing_and_is_tried_again(service, capfd):
+    service.ramp(canary={"minDwell": "1s"})
+    append = service.journal.append
+
+    def full(_record):
+        raise UnavailableError("the disk is full")
+
+    service.journal.append = full
+    service.watch(3)
+    assert (service.rollout.step, service.weight) == (0, 5)
+    assert service.controller.trouble == "the disk is full"
+    service.journal.append = append
+    service.step()
+    assert (service.rollout.step, service.weight) == (1, 10)
+    capfd.readouterr()
+
+
+def test_no_weight_goes_to_a_version_that_is_not_ready(service):
+    """The journal is ahead of the world: what is live stays until the other one is loaded."""
+    service.ramp(canary={"keepWarm": "1s"})
+    service.watch_until_over()
+    service.watch(10)
+    assert service.workers.wanted == ["2"]
+    service.restart()
+    service.workers.proven.clear()
+    service.workers.slow = {"1"}
+    service.restart()
+    rollout = service.rollout
+    back = Event(0, Kind.ROLLED_BACK, rollout.at + 1, "person:ann", Cause.PERSON, "by hand")
+    service.controller.record(rollout.id, back)
+    service.watch(2)
+    assert service.weight == 100
+    service.workers.slow = set()
+    service.watch(1)
+    assert service.weight == 0
+
+
+def test_asking_for_the_same_again_changes_nothing(service):
+    service.ramp()
+    service.watch(1)
+    applied = len(service.traffic.applied)
+    for _ in range(10):
+        service.controller.act(service.clock)
+    assert len(service.traffic.applied) == applied
+
+
+def test_an_illegal_event_is_refused_and_not_written(service):
+    service.ramp()
+    before = read_journal(service.home.journal)
+    with pytest.raises(IllegalEventError):
+        service.controller.record(
+            service.rollout.id, Event(0, Kind.FINISHED, 99.0, "person:ann", Cause.PERSON)
+        )
+    assert read_journal(service.home.journal) == before
+
+
+# ── clocks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wall_clock_that_steps_changes_nothing(tmp_path):
+    def played(name: str, wall) -> list[tuple]:
+        state = tmp_path / name
+        state.mkdir()
+        with FakeService(state, dict(GOOD), seed=3) as service:
+            service.wall = wall
+            service.up()
+            service.watch(1)
+            service.ramp()
+            service.watch_until_over()
+            return story(service)
+
+    years = itertools.cycle(
+        ["2026-01-01T12:00:00.000Z", "1970-01-01T00:00:00.000Z", "2099-12-31T23:59:59.000Z"]
+    )
+    assert played("still", lambda: "2026-01-01T12:00:00.000Z") == played("stepping", lambda: next(years))
+
+
+def test_a_process_that_was_suspended_for_ten_minutes_has_watched_one_second(service):
+    """The evidence is there, dwell and bake are 60 s, and ten minutes of sleep are not part of them."""
+    service.ramp(canary={"minDwell": "60s", "bake": "60s", "stepTimeout": "120s"})
+    service.watch(3)
+    assert service.controller.full_verdict().result is Result.PASS
+    before = service.controller.clock.now
+
+    service.clock += 600
+    service.callers.skip_to(service.clock)
+    service.controller.tick(service.clock)
+
+    assert service.controller.clock.now == pytest.approx(before + 1)
+    assert service.rollout.step == 0
+    assert service.rollout.phase is Phase.PROGRESSING
+
+
+def test_a_process_that_was_suspended_does_not_run_out_of_time_either(service):
+    service.ramp(canary={"stepTimeout": "30s", "steps": [1, 50]})
+    service.callers.per_second = 0
+    service.watch(3)
+    service.clock += 600
+    service.watch(3)
+    assert service.rollout.phase is Phase.PROGRESSING
+
+
+def test_downtime_is_not_rollout_time(service):
+    service.ramp(canary={"minDwell": "60s"})
+    service.watch(5)
+    before = service.controller.clock.now
+    service.clock += 3600
+    service.callers.skip_to(service.clock)
+    service.restart()
+    assert service.controller.clock.now <= before
+    assert service.controller.clock.now >= before - 1
+
+
+def test_rollout_time_survives_a_restart_without_any_traffic(service):
+    """It is written down every second, in every rollout and not only in the first."""
+    for _ in range(2):
+        service.callers.per_second = 0
+        service.ramp(canary={"stepTimeout": "600s"})
+        service.watch(5)
+        service.restart()
+        assert service.controller.clock.now >= 4
+        assert sum(isinstance(entry, Clock) for entry in read_records(service.records_path)) >= 4
+        service.rollback()
+        service.watch(20)
+
+
+def test_a_restart_in_a_hold_goes_on_waiting(service):
+    service.callers.per_second = 0
+    service.ramp(canary={"onInconclusive": "hold", "stepTimeout": "2s"})
+    service.watch(10)
+    service.restart()
+    service.watch(100)
+    assert (service.rollout.phase, service.rollout.waits_for) == (Phase.PAUSED, "hold")
+    assert service.kinds.count("held") == 1
+
+
+# ── orders ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_manifest_again_follows_the_rollout_that_runs(service):
+    service.ramp()
+    assert "runs already" in service.ramp()
+    assert len(service.controller.service.rollouts) == 1
+
+
+def test_a_second_rollout_while_one_runs_is_a_conflict(service):
+    service.ramp()
+    before = read_journal(service.home.journal)
+    with pytest.raises(ConflictError, match="is running"):
+        service.ramp("3")
+    assert read_journal(service.home.journal) == before
+
+
+def test_a_candidate_that_is_live_already_starts_nothing(service):
+    service.ramp()
+    service.watch_until_over()
+    service.watch(1)
+    text = service._manifest("1", "2", {**CANARY})
+    answer = _start(service, text)
+    assert answer["state"] == "already_live"
+
+
+def test_a_baseline_that_is_not_live_is_a_conflict(service):
+    with pytest.raises(ConflictError, match="version 1"):
+        _start(service, service._manifest("9", "2", CANARY))
+
+
+def test_the_next_rollout_ends_the_warmth_of_the_one_before(service):
+    service.ramp(canary={"keepWarm": "1h"})
+    service.watch_until_over()
+    service.with_behaviour("3", errors=0.01)
+    service.ramp("3")
+    first, second = service.controller.service.rollouts
+    assert first.finished
+    assert (second.plan.baseline.version, second.plan.candidate.version) == ("2", "3")
+
+
+def test_no_learnt_answer_of_one_live_version_teaches_about_the_next(service):
+    service.ramp()
+    service.watch_until_over()
+    service.watch(1)
+    known = np.concatenate(list(service.controller.baseline._answers))
+    assert len(known) > 300
+    assert set(known["arm"]) == {1}
+    assert set(known["split"]) == {service.rollout.split_number}
+
+
+def test_a_harmful_verdict_is_acted_upon_in_the_tick_that_sees_it(tmp_path):
+    with FakeService(tmp_path, dict(DEAD), per_second=1000.0) as service:
+        service.up()
+        service.watch(1)
+        service.ramp()
+        service.watch_until_over()
+        assert service.weight == 0
+        on_its_way = 1000 * 0.05 * STEP * 2  # a batch of the fake comes every 50 ms, a router's every 10
+        assert service.callers.served["2"][0] <= 6 + on_its_way
+
+
+def test_a_verdict_in_the_journal_is_the_one_that_decided(service):
+    service.ramp()
+    service.watch_until_over()
+    promoted = next(event for event in service.events if event.kind is Kind.PROMOTED)
+    assert isinstance(promoted.verdict, Verdict)
+    assert promoted.verdict.result is Result.PASS
+    service.restart()
+    again = next(event for event in service.events if event.kind is Kind.PROMOTED)
+    assert again == replace(promoted)
+
+
+def _start(service: FakeService, text: str) -> dict:
+    return asyncio.run(service.commands.start_rollout(text, service._path, "person:ann"))
