@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -27,10 +28,11 @@ sys.path.insert(0, str(HERE.parent / "tests" / "service"))
 
 import faulty_models  # noqa: E402 - found by the line above
 import msgspec  # noqa: E402 - as above
+import numpy as np  # noqa: E402 - as above
 from service_rig import NAME, Box, wait_for  # noqa: E402 - as above
 from traffic_maker import Answer, Traffic  # noqa: E402 - as above
 
-from deployctl.records import _HEAD, Intake, rows_of  # noqa: E402 - as above
+from deployctl.records import _HEAD, Intake  # noqa: E402 - as above
 from deployctl.records import read as read_records  # noqa: E402 - as above
 from deployctl.wire.admin import AdminClient  # noqa: E402 - as above
 
@@ -102,7 +104,7 @@ class Number:
 
 def quantile(values: list[float], share: float) -> float:
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 class Bench:
@@ -254,11 +256,10 @@ def delays(path: str, seconds: float) -> list[float]:
     at, late = 0, []
     for entry in read_records(Path(path)):
         at += _HEAD.size + len(msgspec.msgpack.encode(entry))
-        if first < at <= size and isinstance(entry, Intake) and entry.batch.id:
+        if first < at <= size and isinstance(entry, Intake) and entry.batch.start:
             arrived = next(when for upto, when in growth if upto >= at)
-            columns = rows_of(entry.batch).columns
-            ended = columns["start"].astype(float) + columns["latency"].astype(float) / 1000
-            late += [float(each) for each in (arrived - ended) * 1000]
+            begun, took = np.frombuffer(entry.batch.start, "<f8"), np.frombuffer(entry.batch.latency, "<f4")
+            late += ((arrived - begun) * 1000 - took).tolist()
     return late
 
 

@@ -245,11 +245,14 @@ class LabelJoin:
 
     classes: frozenset[str] = frozenset()
     counts: LabelCounts = field(default_factory=LabelCounts)
+    texts: list[str] = field(default_factory=list)
+    """What the labels said that were joined since the last batch of answers, in their order."""
     _answers: OrderedDict[str, _Answer] = field(default_factory=OrderedDict)
     _early: OrderedDict[str, LabelRow] = field(default_factory=OrderedDict)
 
     def remember(self, rows: Rows) -> Columns:
         """Answers that a label may come for; gives the joins with labels that were here before them."""
+        self.texts = []
         early: list[LabelRow] = []
         for at, request_id in enumerate(rows.ids):
             known = self._answers.get(request_id)
@@ -283,6 +286,7 @@ class LabelJoin:
             return None
         answer.labelled = True
         self.counts.joined += 1
+        self.texts.append(label.label)
         row = answer.row.copy()
         row["null"] = int(answer.prediction != label.label)
         return row
@@ -321,12 +325,13 @@ class LeftOut:
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """What an entry brought: outcomes that may be judged now and answers that now have a label (`null`: it was wrong), both SEEN
-    rows, and the rows of its batch that are of this rollout.
+    rows, what the labels say, and the rows of its batch that are of this rollout.
     """
 
     at: float
     outcomes: Columns
     labelled: Columns
+    texts: list[str]
     rows: Rows
 
 
@@ -359,13 +364,15 @@ class Arrivals:
                 outcomes = self._admission.add(router, scored(rows.columns), batch.watermark)
                 if self._with_labels:
                     early, late = self.join.remember(rows), self.join.join(batch.labels)
-                    labelled = np.concatenate([part for part in (nothing, early, late) if len(part)] or [nothing])
+                    labelled = np.concatenate(
+                        [part for part in (nothing, early, late) if len(part)] or [nothing]
+                    )
             case Gone(router=router):
                 outcomes = self._admission.forget(router)
         if len(outcomes):
             outcomes["t"] = np.maximum(np.maximum.accumulate(outcomes["t"]), self._last)
             self._last = float(outcomes["t"][-1])
-        return Arrived(entry.at, outcomes, labelled, rows)
+        return Arrived(entry.at, outcomes, labelled, self.join.texts if len(labelled) else [], rows)
 
     def _of_rollout(self, entry: Intake) -> Rows:
         """The rows of a batch that may be evidence, numbered, their starts in rollout time."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -64,6 +65,10 @@ def open_private_socket(path: Path) -> socket.socket:
         os.umask(before)
     sock.listen(BACKLOG)
     return sock
+
+
+LONGEST_LINE = 16 * 1024 * 1024
+"""Bytes of one message of a child: every worker's settings are in it, with the names of all classes."""
 
 
 @dataclass(slots=True)
@@ -176,7 +181,7 @@ class Supervisor:
 
     async def _obey(self, channel: socket.socket) -> None:
         """Carry out one controller's messages until its channel ends."""
-        reader, writer = await asyncio.open_unix_connection(sock=channel)
+        reader, writer = await asyncio.open_unix_connection(sock=channel, limit=LONGEST_LINE)
         self._control = writer
         self._tell()
         try:
@@ -245,18 +250,13 @@ class Supervisor:
             began = loop.time()
             worker.state, worker.report = "starting", {}
             reading, writing = os.pipe()
-            argv = [
-                *_module("serving"),
-                *("--socket", worker.settings["socket"], "--report-fd", str(writing)),
-                *("--settings", json.dumps(worker.settings)),
-            ]
-            worker.process = await asyncio.create_subprocess_exec(
-                *argv, pass_fds=(writing,), stdin=asyncio.subprocess.DEVNULL
-            )
-            os.close(writing)
-            self._tell()
-            await self._read_report(worker, reading)
-            await worker.process.wait()
+            if await _start_worker(worker, writing):
+                self._tell()
+                await self._read_report(worker, reading)
+                assert worker.process is not None
+                await worker.process.wait()
+            else:
+                os.close(reading)
             if worker.state == "failed":
                 self._tell()
                 return
@@ -268,7 +268,7 @@ class Supervisor:
                 await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
 
     async def _read_report(self, worker: WorkerChild, reading: int) -> None:
-        reader = asyncio.StreamReader()
+        reader = asyncio.StreamReader(limit=LONGEST_LINE)
         pipe = os.fdopen(reading, "rb", buffering=0)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), pipe
@@ -311,6 +311,27 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _start_worker(worker: WorkerChild, report: int) -> bool:
+    """Whether its process could be started; `report` is closed here either way. Without memory it is tried again later."""
+    argv = [
+        *_module("serving"),
+        *("--socket", worker.settings["socket"], "--report-fd", str(report)),
+        *("--settings", json.dumps(worker.settings)),
+    ]
+    try:
+        worker.process = await asyncio.create_subprocess_exec(
+            *argv, pass_fds=(report,), stdin=asyncio.subprocess.DEVNULL
+        )
+    except OSError as error:
+        if error.errno == errno.E2BIG:
+            words = "the names of its classes are too long for a process: 128 KiB at most"
+            worker.state, worker.report = "failed", {"failed": words, "exit_code": int(Exit.INVALID)}
+        return False
+    finally:
+        os.close(report)
+    return True
 
 
 async def _stop(child: Child) -> None:

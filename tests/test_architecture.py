@@ -38,6 +38,9 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "labels": ({"core", "errors"}, {"msgspec"}),
     # a batch is admitted in the form in which it crossed the wire
     "records": ({"core", "errors", "durable", "wire.orders"}, {"msgspec", "numpy"}),
+    "outcome_log": ({"core", "errors"}, {"msgspec", "numpy"}),
+    "export": ({"core", "errors", "journal", "records", "outcome_log", "statedir"}, {"msgspec"}),
+    "replay": ({"core", "outcome_log"}, {"numpy"}),
     "traffic": ({"core", "errors", "wire"}, {"msgspec"}),
     "router": ({"core", "errors", "wire"}, {"httptools", "uvloop", "msgspec"}),
     "serving": ({"core", "errors", "wire"}, {"onnxruntime", "numpy", "uvloop", "msgspec"}),

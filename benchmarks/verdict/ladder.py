@@ -16,12 +16,13 @@ from benchmarks.verdict.streams import NEVER, Requests
 from deployctl.core.outcome import (
     EARLY_BLOCKS,
     EARLY_UNITS,
+    FEW_CALLERS,
     LATER_UNITS,
     SETTLED_SECONDS,
     SETTLED_UNITS,
     Source,
 )
-from deployctl.core.panel import FAIL, PASS, Panel
+from deployctl.core.panel import FAIL, PASS, SIDES, Panel
 from deployctl.core.plan import MetricRule, Plan, Version
 from deployctl.core.rollout import Learned
 from deployctl.core.strategies import Canary, CanaryStep
@@ -92,41 +93,42 @@ def climb(
     learned: Learned,
     horizon: float,
     *,
-    per_key: bool = True,
+    unit: str = "key",
     trace: bool = False,
 ) -> Runs:
-    """Every rollout to its end or to the horizon; the verdict is read after every block."""
-    replicates = len(requests.time)
+    """Every rollout to its end or to the horizon; the verdict is read after every block. `unit`: see `Keys`."""
+    replicates, length = requests.time.shape
     panel = Panel(plan, learned, replicates)
-    cutter = (Keys if per_key and requests.earlier is not None else Units)(requests)
-    everyone = np.arange(replicates)
-    runs = Runs(
-        np.full(replicates, HOLD),
-        np.full(replicates, horizon),
-        np.zeros(replicates),
-        np.zeros(replicates),
-    )
-    step, began = np.zeros(replicates, int), np.zeros(replicates)
-    place, closed, seen = np.zeros(replicates, int), np.zeros(replicates, int), np.zeros(replicates)
+    keyed = requests.earlier is not None and unit != "request"
+    cutter = Keys(requests, unit) if keyed else Units(requests)
+    runs = Runs(np.full(replicates, HOLD), np.full(replicates, horizon), *np.zeros((2, replicates)))
     dwell = np.array([one.dwell for one in plan.steps])
-    panel.begin(0, 0.0)
-    cutter.enter(everyone, plan.steps[0].weight)
+    row = np.arange(replicates)  # whose evidence each place of the panel holds
     open_ = np.ones(replicates, dtype=bool)
-    now = np.zeros(replicates)
+    step, place, closed = np.zeros((3, replicates), int)
+    began, seen, now = np.zeros((3, replicates))
+    panel.begin(0, 0.0)
+    cutter.enter(row, plan.steps[0].weight)
     while open_.any():
+        if open_.mean() < 0.7:  # the others have ended: their places are given up
+            keep(panel, open_)
+            row, step, place, closed, began, seen, now = (
+                values[open_] for values in (row, step, place, closed, began, seen, now)
+            )
+            open_ = open_[open_]
         wanted = np.where(closed < EARLY_BLOCKS, EARLY_UNITS, LATER_UNITS)
-        end, n, bad = cutter.cut(place, wanted, seen >= SETTLED_UNITS)
-        inside = end < requests.time.shape[1]
-        at = requests.time[everyone, np.minimum(end, requests.time.shape[1] - 1)]
-        open_ &= inside & (at <= horizon)
-        n, bad = n * open_[:, None, None], bad * open_[:, None, None]
+        end, units, n, bad = cutter.cut(row, place, wanted, seen >= SETTLED_UNITS)
+        at = requests.time[row, np.minimum(end, length - 1)]
+        open_ &= (end < length) & (at <= horizon)
+        n[~open_], bad[~open_] = 0.0, 0.0
         now = np.where(open_, at, now)
         panel.add(Source.OUTCOME, n, bad, now)
         result = panel.results()
         closed += 1
-        seen += n[:, 1, 0]
-        runs.requests += n[:, 1, 0]
-        runs.bad += bad[:, 1, 0]
+        units = np.where(open_, units, 0)
+        seen += units
+        runs.requests[row] += units
+        runs.bad[row] += bad[:, 0, 1, 0]
         if trace and open_[0]:
             runs.paths.append((float(now[0]), float(runs.requests[0]), float(panel.harm()[0].sum())))
         place = np.where(open_, end + 1, place)
@@ -134,7 +136,7 @@ def climb(
         passed = open_ & (result == PASS) & (now - began >= dwell[step])
         last = step == len(plan.steps) - 1
         for which, code in ((failed, ROLLED_BACK), (passed & last, PROMOTED)):
-            runs.code[which], runs.time[which] = code, now[which]
+            runs.code[row[which]], runs.time[row[which]] = code, now[which]
             open_ &= ~which
         climbing = passed & ~last
         if climbing.any():
@@ -142,8 +144,17 @@ def climb(
             closed, seen = np.where(climbing, 0, closed), np.where(climbing, 0.0, seen)
             panel.begin(step, now, which=climbing)
             for at_step in np.unique(step[climbing]):
-                cutter.enter(np.flatnonzero(climbing & (step == at_step)), plan.steps[at_step].weight)
+                cutter.enter(row[climbing & (step == at_step)], plan.steps[at_step].weight)
     return runs
+
+
+def keep(panel: Panel, which: Flags) -> None:
+    """Give up the evidence of the rollouts that have ended, so that the rest is judged faster; changes no verdict."""
+    panel.step = panel.step[which]
+    held = panel._evidence  # noqa: SLF001 - only memory is given back; what is judged stays the product's
+    held.counts = held.counts[:, which]
+    for name in ("absolute", "_mass", "_unspent", "_restarts", "_began"):
+        setattr(held, name, getattr(held, name)[which])
 
 
 class Units:
@@ -153,13 +164,12 @@ class Units:
         self._of = requests
         replicates, self._length = requests.time.shape
         components = requests.bad1.shape[2]
-        self._row = np.arange(replicates)
         # Running counts, one row after the other in one rising sequence, so that one search serves all rollouts.
-        self._start = self._row * (self._length + 1)
+        self._start = np.arange(replicates) * (self._length + 1)
         self._candidate = np.zeros((replicates, self._length + 1), np.int32)
         self._baseline = np.zeros((replicates, self._length + 1), np.int32)
         self._bad = np.zeros((2, replicates, self._length + 1, components), np.int32)
-        self._late = requests.time + self._row[:, None] * (10 * NEVER)
+        self._late = requests.time + np.arange(replicates)[:, None] * (10 * NEVER)
 
     def enter(self, rows: Ints, weight: float) -> None:
         """These rollouts are at this weight from now on."""
@@ -170,13 +180,17 @@ class Units:
         self._candidate[rows, 1:] += np.cumsum(candidate, axis=1, dtype=np.int32)
         self._baseline[rows, 1:] += np.cumsum(~candidate, axis=1, dtype=np.int32)
         wrong = self._of.candidate_bad(rows, weight)
-        np.cumsum(self._of.bad0[rows] & ~candidate[..., None], axis=1, out=(zero := np.empty(wrong.shape, np.int32)))
+        np.cumsum(
+            self._of.bad0[rows] & ~candidate[..., None], axis=1, out=(zero := np.empty(wrong.shape, np.int32))
+        )
         np.cumsum(wrong & candidate[..., None], axis=1, out=(one := np.empty(wrong.shape, np.int32)))
         self._bad[0][rows, 1:], self._bad[1][rows, 1:] = zero, one
 
-    def cut(self, place: Ints, wanted: Ints, settled: Flags) -> tuple[Ints, Floats, Floats]:
-        """Where the next block of each rollout ends (the place of its last request), its units and its bad ones."""
-        row, start = self._row, self._start
+    def cut(self, row: Ints, place: Ints, wanted: Ints, settled: Flags) -> tuple[Ints, Ints, Floats, Floats]:
+        """Of each rollout's next block: the place of its last request, the candidate's units, and what the panel takes,
+        (rollouts, 3, 2, components): units and bad ones for harm, the step's safety and the whole rollout's.
+        """
+        start = self._start[row]
         place = np.minimum(place, self._length)
         end = np.maximum(
             np.searchsorted(self._candidate.ravel(), self._candidate[row, place] + wanted.astype(np.int32)),
@@ -191,53 +205,84 @@ class Units:
             [counts[row, after] - counts[row, place] for counts in (self._baseline, self._candidate)], axis=1
         )
         bad = np.stack([counts[row, after] - counts[row, place] for counts in self._bad], axis=1)
-        return end, np.repeat(n[..., None], bad.shape[2], axis=2).astype(float), bad.astype(float)
+        shape = (len(row), SIDES, 2, bad.shape[2])
+        return (
+            end,
+            n[:, 1],
+            np.broadcast_to(n[:, None, :, None], shape).astype(float),
+            np.broadcast_to(bad[:, None], shape).astype(float),
+        )
 
 
 class Keys:
-    """Blocks of users: each counts once, and is bad where any of its requests in the block was."""
+    """Blocks of callers. `unit` "key" is the product's rule (`core.outcome.Callers`): in each arm harm counts callers that have
+    not failed yet, and safety a caller once, in a step or in the whole rollout, and once more when it fails. "block", to compare:
+    a caller counts once in every block. A caller is bad in a block where its first request of it is.
+    """
 
     WINDOW = 192
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, unit: str) -> None:
         assert requests.earlier is not None
-        self._of, self._earlier = requests, requests.earlier
+        assert requests.user is not None
+        self._of, self._user, self._earlier = requests, np.maximum(requests.user, 0), requests.earlier
+        self._remembers = unit == "key"
         self._candidate = np.zeros(requests.time.shape, dtype=bool)
-        self._weight = np.zeros(len(requests.time))
+        callers = (len(requests.time), int(self._user.max()) + 1, 2)
+        self._failed, self._seen, self._failed_in, self._seen_in = np.zeros((4, *callers), dtype=bool)
 
     def enter(self, rows: Ints, weight: float) -> None:
         """These rollouts are at this weight from now on."""
         self._candidate[rows] = self._of.candidates(rows, weight)
-        self._weight[rows] = weight
+        self._failed_in[rows], self._seen_in[rows] = False, False
 
-    def cut(self, place: Ints, wanted: Ints, settled: Flags) -> tuple[Ints, Floats, Floats]:
-        """As `Units.cut`, in users."""
-        rows, length = np.arange(len(place)), self._of.time.shape[1]
+    def cut(self, row: Ints, place: Ints, wanted: Ints, settled: Flags) -> tuple[Ints, Ints, Floats, Floats]:
+        """As `Units.cut`, in callers."""
+        length = self._of.time.shape[1]
         end = np.full(len(place), length)
-        n, bad = np.zeros((len(place), 2, 1)), np.zeros((len(place), 2, 1))
-        left, window = rows, self.WINDOW
+        n, bad = np.zeros((2, len(place), SIDES, 2, 1))
+        units = np.zeros(len(place), int)
+        left, window = np.arange(len(place)), self.WINDOW
         while len(left):
             at = place[left, None] + np.arange(window)
             inside = at < length
             at = np.minimum(at, length - 1)
-            row = left[:, None]
-            first = inside & (self._earlier[row, at] < place[left, None])
-            candidate = self._candidate[row, at]
-            full = (np.cumsum(first & candidate, axis=1) >= wanted[left, None]) & (
-                np.cumsum(first & ~candidate, axis=1) >= 1
+            of = row[left, None]
+            candidate = self._candidate[of, at]
+            first = inside & (self._earlier[of, at] < place[left, None])
+            asked = wanted[left, None]
+            full = (np.cumsum(first & candidate, axis=1) >= asked) | (
+                np.cumsum(inside & candidate, axis=1) >= FEW_CALLERS * asked
             )
-            time = self._of.time[row, at]
-            full &= ~settled[left, None] | (time - time[:, :1] >= SETTLED_SECONDS)
+            full &= np.cumsum(first & ~candidate, axis=1) >= 1
+            time = self._of.time[of, at]
+            full &= inside & (~settled[left, None] | (time - time[:, :1] >= SETTLED_SECONDS))
             found = full.any(axis=1)
             last = np.argmax(full, axis=1)
-            within = np.arange(window) <= last[:, None]
-            for side, arm in ((0, ~candidate), (1, candidate)):
-                # A user that fails fails every time (or never twice in a block), so its first request speaks for it.
-                wrong = (self._of.bad0 if side == 0 else self._of.bad1)[row, at, 0]
-                units = first & within & arm
-                n[left, side, 0] = np.where(found, units.sum(axis=1), 0)
-                bad[left, side, 0] = np.where(found, (units & wrong).sum(axis=1), 0)
+            callers = first & (np.arange(window) <= last[:, None]) & found[:, None]
+            units[left] = (callers & candidate).sum(axis=1)
+            n[left, ..., 0], bad[left, ..., 0] = self._count(of, at, callers, candidate)
             end[left] = np.where(found, place[left] + last, length)
             left = left[~found & (place[left] + window < length)]
             window *= 4
-        return end, n, bad
+        return end, units, n, bad
+
+    def _count(self, of: Ints, at: Ints, callers: Flags, candidate: Flags) -> tuple[Floats, Floats]:
+        """(rollouts, sides, arms) of these callers, known and bad; remembers them."""
+        where, _ = np.nonzero(callers)
+        rollout, request = of[where, 0], at[callers]
+        arm = candidate[callers].astype(int)
+        wrong = np.where(arm == 1, self._of.bad1[rollout, request, 0], self._of.bad0[rollout, request, 0])
+        who = (rollout, self._user[rollout, request], arm)
+        n, bad = np.zeros((2, len(of), SIDES, 2))
+        for side, (failed, seen) in enumerate(
+            ((self._failed, None), (self._failed_in, self._seen_in), (self._failed, self._seen))
+        ):
+            open_ = ~failed[who] if self._remembers else np.ones(len(arm), bool)
+            known = open_ if seen is None or not self._remembers else open_ & (wrong | ~seen[who])
+            np.add.at(n, (where, side, arm), known)
+            np.add.at(bad, (where, side, arm), open_ & wrong)
+        for failed, seen in ((self._failed, self._seen), (self._failed_in, self._seen_in)):
+            failed[who] |= wrong
+            seen[who] = True
+        return n, bad

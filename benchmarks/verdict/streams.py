@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-INCIDENT_EVERY, INCIDENT_SECONDS, INCIDENT_RISE = 240.0, 30, 0.2
-"""A shared incident: both versions fail 20 points more for 30 s; one every four minutes on average, at random times."""
+INCIDENT_EVERY, INCIDENT_SECONDS, INCIDENT_RISE = 300.0, 30, 0.2
+"""A shared incident: both versions fail 20 points more for 30 s; one every five minutes on average, at random times."""
 
 BANDS, BIN_SECONDS = 20, 5
 """For the policies that look at windows: requests counted by routing band (5 points each) and by 5 seconds."""
@@ -20,7 +20,7 @@ BANDS, BIN_SECONDS = 20, 5
 NEVER = 1e7
 """The time of a place that holds no request."""
 
-BIGGEST_BATCH = 6_000_000
+BIGGEST_BATCH = 16_000_000
 """Requests held in memory at a time."""
 
 
@@ -47,7 +47,7 @@ class Scenario:
     """… and only from this second on."""
     retries: int = 0
     """A user that fails comes back so many times, `retry_seconds` apart, and fails again."""
-    retry_seconds: float = 0.05
+    retry_seconds: float = 0.047
     regulars: int = 0
     """So many users make all the requests, each of them again and again; 0: every request is another user's."""
     hopeless: bool = False
@@ -69,8 +69,8 @@ class Scenario:
 class Requests:
     """(replicates, requests) arrays; `bad0`, `bad1` are (replicates, requests, components): what each version would do.
 
-    `below` is the candidate's while its weight is under `from_weight`. `earlier` is the place of the same user's previous
-    request, -1 for none; None where every request is a unit of its own.
+    `below` is the candidate's while its weight is under `from_weight`. `user` says who asks and `earlier` is the place of the same
+    user's previous request, -1 for none; None where every request is a unit of its own.
     """
 
     time: NDArray[np.float64]
@@ -80,6 +80,7 @@ class Requests:
     share: float = 1.0
     below: NDArray[np.bool_] | None = None
     from_weight: float = 0.0
+    user: NDArray[np.int64] | None = None
     earlier: NDArray[np.int32] | None = None
 
     def candidates(self, rows: NDArray[np.int_], weight: float) -> NDArray[np.bool_]:
@@ -103,7 +104,7 @@ def draw(scenario: Scenario, replicates: int, seed: int) -> Requests:
     time = np.cumsum(rng.exponential(1 / scenario.rate, shape), axis=1)
     shared, extra = _rates(scenario, time, rng)
     routing = rng.random(shape, dtype=np.float32)
-    earlier = None
+    user, earlier = None, None
     if scenario.regulars:
         user = rng.integers(0, scenario.regulars, shape)
         routing = np.take_along_axis(
@@ -113,13 +114,13 @@ def draw(scenario: Scenario, replicates: int, seed: int) -> Requests:
     if scenario.hopeless:
         fails = rng.random((replicates, scenario.regulars)) < scenario.base
         bad = np.take_along_axis(fails, user, axis=1)[..., None]
-        return Requests(time, routing, bad, bad, scenario.share, earlier=earlier)
+        return Requests(time, routing, bad, bad, scenario.share, user=user, earlier=earlier)
     bad0 = (rng.random(shape, dtype=np.float32) < shared + extra)[..., None]
     fate = rng.random(shape, dtype=np.float32)
     differs = time >= scenario.onset
     bad1 = (fate < np.where(differs, scenario.factor * shared + scenario.rise, shared))[..., None]
     below = (fate < shared)[..., None] if scenario.from_weight else None
-    return Requests(time, routing, bad0, bad1, scenario.share, below, scenario.from_weight, earlier)
+    return Requests(time, routing, bad0, bad1, scenario.share, below, scenario.from_weight, user, earlier)
 
 
 def _rates(
@@ -170,7 +171,8 @@ def _with_retries(scenario: Scenario, replicates: int, rng: np.random.Generator)
         out["routing"][row, filled] = routing[row, user[order]]
         out["bad"][row, filled] = fails[row, user[order]]
     bad = out["bad"][..., None]
-    return Requests(out["time"], out["routing"], bad, bad, scenario.share, earlier=_earlier(out["user"]))
+    user = out["user"]
+    return Requests(out["time"], out["routing"], bad, bad, scenario.share, user=user, earlier=_earlier(user))
 
 
 def _earlier(user: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -220,9 +222,7 @@ class Windows:
         )
 
     @staticmethod
-    def _sum(
-        counts: NDArray[np.int32], begin: float, end: float, top: NDArray[np.int_]
-    ) -> NDArray[np.int32]:
+    def _sum(counts: NDArray[np.int32], begin: float, end: float, top: NDArray[np.int_]) -> NDArray[np.int32]:
         rows = np.arange(len(counts))
         first, last = (min(int(t / BIN_SECONDS), counts.shape[1] - 1) for t in (begin, end))
         total: NDArray[np.int32] = counts[rows, last, top] - counts[rows, first, top]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployctl.cli import decisions, history, ramp, status, up
+from deployctl.cli import decisions, history, ramp, replay, status, up
 from deployctl.cli.options import AsOutput, ManifestFile, Output
 from deployctl.errors import Exit
 
@@ -125,6 +125,7 @@ for verb, name, example in (
     (status.list_services, "list", "deployctl list -o json"),
     (history.history, "history", "deployctl history digits"),
     (history.explain, "explain", "deployctl explain digits"),
+    (replay.replay, "replay", "deployctl replay rollout.yaml --outcomes outcomes.jsonl"),
 ):
     app.command(name, epilog=_example(example))(verb)
 canary.command("ramp", epilog=_example("deployctl canary ramp rollout.yaml --timeout 30m --until promoted"))(

@@ -8,13 +8,31 @@ from typing import Annotated
 import typer
 
 from deployctl.cli.options import AsOutput, Name, Output
-from deployctl.cli.services import find_service
+from deployctl.cli.services import Service, find_service
+from deployctl.errors import InvalidError
 from deployctl.views.console import layout_for, note, show, show_document
 
 
-def history(name: Name = None, output: AsOutput = Output.TEXT) -> None:
+def history(
+    name: Name = None,
+    outcomes: Annotated[
+        bool, typer.Option("--outcomes", help="The recorded outcomes of a rollout, as `replay` reads them.")
+    ] = False,
+    rollout: Annotated[
+        str | None,
+        typer.Option(
+            "--rollout", metavar="ID", help="Whose outcomes; default: the last rollout's.", show_default=False
+        ),
+    ] = None,
+    output: AsOutput = Output.TEXT,
+) -> None:
     """Show what happened, by whom, and on what evidence."""
     service = find_service(name)
+    if outcomes:
+        _export(service, rollout)
+        return
+    if rollout is not None:
+        raise InvalidError("--rollout says whose outcomes are wanted: add --outcomes")
     document = service.get("/v1/history")
     if output is Output.JSON:
         show_document({"schema_version": 1, "service": service.name, **document})
@@ -24,6 +42,15 @@ def history(name: Name = None, output: AsOutput = Output.TEXT) -> None:
         show(history_lines(document["rollouts"]))
     else:
         note(f"{service.name}: no rollout yet")
+
+
+def _export(service: Service, rollout: str | None) -> None:
+    """Straight from the state directory: the service need not run."""
+    from deployctl.export import export  # noqa: PLC0415 - numpy: --help does without
+
+    for piece in export(service.home, rollout):
+        sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
 
 
 def explain(

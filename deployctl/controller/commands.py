@@ -272,9 +272,7 @@ class Commands:
             return Changed(changed=False, message=words, rollout=rollout)
         words = reason or "rolled back by hand"
         verdict = controller.full_verdict() if not rollout.ended else None
-        event = Event(
-            0, Kind.ROLLED_BACK, now, by, Cause.PERSON, words, rollout.step, verdict=verdict
-        )
+        event = Event(0, Kind.ROLLED_BACK, now, by, Cause.PERSON, words, rollout.step, verdict=verdict)
         controller.record(rollout.id, event)
         await self._confirm()
         message = (
@@ -318,6 +316,7 @@ class Commands:
     async def promote(self, by: str, reason: str, *, full: bool) -> Changed:
         """Pass what waits for a person; with `full` skip all that is left, recorded as without evidence."""
         controller = self._controller
+        now = controller.order_time()
         assert controller.service is not None
         rollout = controller.service.running
         if rollout is None:
@@ -332,11 +331,11 @@ class Commands:
             )
             return Changed(changed=False, message=words, rollout=rollout)
         verdict = controller.full_verdict()
-        now = self._now(rollout)
         if full:
             if not reason:
                 raise InvalidError("promote --full needs --reason TEXT: it is recorded as without evidence")
             await self._loaded(rollout.plan.candidate, "candidate")
+            now = controller.order_time()
             words = f"without evidence: {reason}"
             event = Event(0, Kind.PROMOTED, now, by, Cause.PERSON, words, verdict=verdict)
         else:
@@ -353,23 +352,25 @@ class Commands:
 
     def pause(self, by: str) -> Changed:
         """Stop the climbing, not the watching."""
+        now = self._controller.order_time()
         rollout = self._running
         if rollout is None or rollout.paused:
             words = "nothing to pause: no rollout is running" if rollout is None else "it is paused already"
             return Changed(changed=False, message=words, rollout=rollout)
-        event = Event(0, Kind.PAUSED, self._now(rollout), by, Cause.PERSON, "paused by hand")
+        event = Event(0, Kind.PAUSED, now, by, Cause.PERSON, "paused by hand")
         self._controller.record(rollout.id, event)
         words = f"paused at weight {rollout.weight:g} %; it is still watched and rolls back on harm"
         return Changed(changed=True, message=words, rollout=self._controller.last)
 
     def resume(self, by: str) -> Changed:
         """Undo `pause`, and nothing else."""
+        now = self._controller.order_time()
         rollout = self._running
         if rollout is None or not rollout.paused:
             waits = rollout is not None and rollout.waits_for
             words = "nothing to resume" + (": it waits for `deployctl promote`" if waits else "")
             return Changed(changed=False, message=words, rollout=rollout)
-        event = Event(0, Kind.RESUMED, self._now(rollout), by, Cause.PERSON, "resumed by hand")
+        event = Event(0, Kind.RESUMED, now, by, Cause.PERSON, "resumed by hand")
         self._controller.record(rollout.id, event)
         self._controller.wake()
         return Changed(changed=True, message="resumed", rollout=self._controller.last)
@@ -378,9 +379,6 @@ class Commands:
     def _running(self) -> Rollout | None:
         assert self._controller.service is not None
         return self._controller.service.running
-
-    def _now(self, rollout: Rollout) -> float:
-        return max(self._controller.clock.advance(self._controller.monotonic()), rollout.at)
 
     async def _confirm(self) -> None:
         if not await self._controller.confirmed(CONFIRM_SECONDS):

@@ -50,6 +50,7 @@ LONGEST_WATCH = 1.0
 UNHEARD_SECONDS = 5.0
 """A router of which nothing was heard for so long after a restart of the controller is taken for lost."""
 
+
 class Traffic(Protocol):
     """Whoever carries the traffic. `apply` asks for a whole split, twice is the same as once; `confirmed` is read back;
     `dropped` counts outcomes that were lost on the way.
@@ -94,7 +95,7 @@ class RolloutClock:
 
     now: float = 0.0
     _last: float | None = None
-    _instant: float = 0.0
+    _instant: float = -1.0
 
     def advance(self, monotonic: float) -> float:
         """The rollout time at this moment of the monotonic clock."""
@@ -110,7 +111,8 @@ class RolloutClock:
 
     def go_on_from(self, at: float) -> None:
         """A rollout begins, or is taken up again, at this rollout time."""
-        self.now = self._instant = at
+        self.now = at
+        self._instant = at if at > 0 else -1.0  # nothing has come in yet when a rollout begins
 
 
 class Controller:
@@ -164,6 +166,8 @@ class Controller:
                 self._fold_event(record["rollout"], event)
                 self._fold_prediction(record)
         rollout = self.service.rollout if self.service else None
+        if rollout is not None:
+            self.clock.go_on_from(rollout.at)
         if rollout is not None and not rollout.finished:
             self._resume(rollout)
 
@@ -397,7 +401,7 @@ class Controller:
 
     def tick(self, monotonic: float) -> None:
         """Observe → judge → decide → record → act. A failing step is an observation; the next tick tries again."""
-        now = self.clock.instant(monotonic)
+        now = self.clock.advance(monotonic)
         if self.service is None:
             return
         failures = [self._tried(self._move_on, now)]
@@ -425,7 +429,7 @@ class Controller:
         learned = self._could_learn(course.rollout)
         unloadable = self.workers.failure(self.settings_id(course.rollout.plan.candidate))
         if learned is not None or unloadable is not None:
-            course.settle(now, learned, unloadable)
+            course.settle(self.clock.instant(self.monotonic()), learned, unloadable)
 
     def _pass_time(self, until: float) -> None:
         if self.course is not None:

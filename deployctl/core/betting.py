@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deployctl.core.evidence import Array
 
@@ -96,39 +95,25 @@ class RouteCheck:
 
     def __init__(self) -> None:
         self._counts: dict[float, tuple[int, int]] = {}
+        self._known: float | None = None
 
     def add(self, baseline: int, candidate: int, weight: float) -> None:
         """Units of both arms while the candidate's share was `weight` (a fraction)."""
         if 0.0 < weight < 1.0:
+            self._known = None
             before = self._counts.get(weight, (0, 0))
             self._counts[weight] = (before[0] + baseline, before[1] + candidate)
 
     def log_evidence(self) -> float:
         """Log of the e-value. Out of whole counts, so it is the same to the last bit however they came in."""
+        if self._known is not None:
+            return self._known
         log = np.full(len(WEIGHT_FACTORS), math.log(1 / len(WEIGHT_FACTORS)))
         for weight, (baseline, candidate) in self._counts.items():
             other = np.minimum(WEIGHT_FACTORS * weight, 0.5 + 0.5 * weight)
             log += candidate * np.log(other / weight) + baseline * np.log((1 - other) / (1 - weight))
-        return float(np.logaddexp.reduce(log))
-
-
-def log_conditional_factor(n0: Array, bad0: Array, n1: Array, bad1: Array, odds: Array) -> Array:
-    """Robust form for tolerance 0: given how many of a block were bad, which arm did they fall on?
-
-    The candidate's bad units tilted by `odds`, over the expectation of that under a random split (hypergeometric). Needs no
-    weight and no independence between requests (Lindon and Malek, arXiv 2011.03567, for counts); costs 6 to 14 % more requests.
-    Arguments broadcast; blocks without either arm give 0.
-    """
-    total, size = n0 + n1, int(np.max(np.minimum(n1, bad0 + bad1), initial=0))
-    j = np.arange(size + 1.0)
-    n1_, bad, all_ = (np.asarray(x, dtype=float)[..., None] for x in (n1, bad0 + bad1, total))
-    with np.errstate(invalid="ignore"):
-        log_pmf = _log_choose(bad, j) + _log_choose(all_ - bad, n1_ - j) - _log_choose(all_, n1_)
-    log_pmf = np.where((j <= np.minimum(n1_, bad)) & (n1_ - j <= all_ - bad), log_pmf, -np.inf)
-    log_odds = np.log(np.asarray(odds, dtype=float))
-    normal = np.logaddexp.reduce(log_pmf + j * log_odds[..., None], axis=-1)
-    factor: Array = np.where((n0 > 0) & (n1 > 0), bad1 * log_odds - normal, 0.0)
-    return factor
+        self._known = float(np.logaddexp.reduce(log))
+        return self._known
 
 
 def log_score_factor(scores0: Array, scores1: Array, p0: float, p1: float, q0: float, q1: float) -> float:
@@ -141,20 +126,3 @@ def log_score_factor(scores0: Array, scores1: Array, p0: float, p1: float, q0: f
         np.log(scores1 * up1 + (1 - scores1) * down1).sum()
         + np.log(scores0 * up0 + (1 - scores0) * down0).sum()
     )
-
-
-_LOG_FACTORIAL: NDArray[np.float64] = np.array([math.lgamma(i + 1.0) for i in range(4096)])
-
-
-def _log_choose(n: Array, k: Array) -> Array:
-    return _log_factorial(n) - _log_factorial(k) - _log_factorial(n - k)
-
-
-def _log_factorial(n: Array) -> Array:
-    whole = np.clip(np.asarray(n), 0, None)
-    small: Array = _LOG_FACTORIAL[np.minimum(whole, 4095).astype(int)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # Stirling's series; its error at 4096 is below 1e-15 of the value
-        large = (whole + 0.5) * np.log(whole) - whole + 0.5 * math.log(2 * math.pi) + 1 / (12 * whole)
-    value: Array = np.where(whole < 4096, small, large)
-    return value

@@ -70,12 +70,17 @@ class Guards:
         return weighted
 
     @property
+    def misrouted(self) -> bool:
+        """Whether the arms do not get the shares that the weight says."""
+        return self._route.log_evidence() >= math.log(1 / self._alpha)
+
+    @property
     def frozen(self) -> str | None:
         """Why the ramp must stand still now, None when it need not."""
         if self.rules and self.breached_by_both.any():
             rule = self.rules[int(np.argmax(self.breached_by_both))]
             return f"{rule.name}: the baseline itself is over {rule.limit:g} ms; the ramp is frozen until that is over"
-        if self._route.log_evidence() >= math.log(1 / self._alpha):
+        if self.misrouted:
             share = 100 * self._units[1] / self._units.sum()
             asked = 100 * self._asked / self._units.sum()
             return f"the candidate gets {share:.3g} % of the callers where the weight says {asked:.3g} %: the ramp is frozen"

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,11 @@ SETTLED_UNITS, SETTLED_SECONDS = 64, 0.1
 """A block holds at least 1 candidate unit for the first six and then 4; once 64 were seen it lasts at least 100 ms, so that a
 fault that shows at once is judged at once (research note: stats 5.6)."""
 
+FEW_CALLERS = 4
+"""Where the unit is a routing key, this many requests of the candidate's callers stand for one more caller."""
+
 Columns = NDArray[np.void]
+Counts = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
@@ -51,13 +54,25 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Counts of both arms under one split: `n` and `bad` are (2, components), arm 0 is the baseline."""
+    """Counts of both arms under one split: `n` and `bad` are (2, components), arm 0 is the baseline.
+
+    `safe_n` and `safe_bad` are what counts for safety where that is not the same: where the unit is a routing key (`Callers`).
+    """
 
     source: Source
     split: int
-    n: NDArray[np.float64]
-    bad: NDArray[np.float64]
+    n: Counts
+    bad: Counts
     at: float
+    safe_n: Counts | None = None
+    safe_bad: Counts | None = None
+
+    @property
+    def for_safety(self) -> tuple[Counts, Counts]:
+        """`n` and `bad` as evidence of safety has them."""
+        if self.safe_n is None or self.safe_bad is None:
+            return self.n, self.bad
+        return self.safe_n, self.safe_bad
 
 
 def scored(outcomes: Columns) -> Columns:
@@ -92,8 +107,9 @@ class Admission:
         return admitted[np.argsort(admitted["start"], kind="stable")]
 
 
-Closed = tuple[int, NDArray[np.float64], NDArray[np.float64]]
-"""A block that is full: the place of its last unit among those that were just added, then `n` and `bad`."""
+Closed = tuple[int, tuple[NDArray[Any], ...]]
+"""A block that is full: the place of its last unit among those that were just added, then its `n` and `bad`, or the arm, key,
+known and bad of its callers, which are counted when it is their turn."""
 
 
 class Blocks:
@@ -105,7 +121,8 @@ class Blocks:
 
     def __init__(self, source: Source, components: int, by_key: bool) -> None:
         self.source = source
-        self._new = partial(_OpenKeys if by_key else _OpenRequests, components)
+        self._callers = Callers() if by_key else None
+        self._components = components
         self._open: dict[int, _OpenKeys | _OpenRequests] = {}
 
     def add(
@@ -125,18 +142,68 @@ class Blocks:
         for number in sorted(set(split.tolist())):
             places = np.flatnonzero(split == number)
             units = (columns["arm"][places], columns["key"][places], time[places])
-            rows = self._open.setdefault(number, self._new())
+            rows = self._open.get(number) or self._open.setdefault(number, self._new())
             closed += [
                 (int(places[full[0]]), number, full) for full in rows.add(*units, known[places], bad[places])
             ]
-        for last, number, (_, n, wrong) in sorted(closed, key=lambda one: one[0]):
-            yield Block(self.source, number, n, wrong, float(instants[last]))
+        for last, number, (_, full) in sorted(closed, key=lambda one: one[0]):
+            counts = full if self._callers is None else self._callers.count(number, *full)
+            n, wrong, *safe = counts
+            yield Block(self.source, number, n, wrong, float(instants[last]), *safe)
 
     def copy(self) -> Blocks:
         """The same open units once more, for whoever may have to take back what is added next."""
         other = copy(self)
         other._open = {number: copy(rows) for number, rows in self._open.items()}  # noqa: SLF001 - of the same class
+        if self._callers is not None:
+            other._callers = self._callers.copy()  # noqa: SLF001 - as above
         return other
+
+    def _new(self) -> _OpenKeys | _OpenRequests:
+        return _OpenRequests(self._components) if self._callers is None else _OpenKeys(self._components)
+
+
+class Callers:
+    """What is known of each caller where the unit is a routing key, so that one who always fails is one bad unit and not many.
+
+    A caller's failures depend on each other, whichever version answers; only who was sent where is random. So harm counts callers
+    who have not failed yet, whoever answered them, and each one's first failure: those that a larger weight moves over are as good
+    a sample of them as those that stay. Safety counts a caller once in a step, and once more when it fails in it.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[int, int] = {}
+        self._of_split: dict[int, tuple[dict[int, int], dict[int, int]]] = {}
+
+    def copy(self) -> Callers:
+        """The same memory once more."""
+        other = Callers()
+        other._failed = dict(self._failed)
+        other._of_split = {split: (dict(one), dict(two)) for split, (one, two) in self._of_split.items()}
+        return other
+
+    def count(
+        self, split: int, arm: NDArray[np.int8], key: NDArray[np.uint64], known: Flags, bad: Flags
+    ) -> tuple[Counts, Counts, Counts, Counts]:
+        """`n` and `bad` for harm and then for safety, (2, components) each, of a block's distinct callers; remembers them."""
+        power = 1 << np.arange(known.shape[1])
+        failed, (failed_here, seen_here) = self._failed, self._of_split.setdefault(split, ({}, {}))
+        masks = np.zeros((4, len(key)), dtype=np.int64)
+        rows = zip(key.tolist(), (known @ power).tolist(), (bad @ power).tolist(), strict=True)
+        for at, (caller, is_known, is_bad) in enumerate(rows):
+            had_failed, had_failed_here = failed.get(caller, 0), failed_here.get(caller, 0)
+            seen = seen_here.get(caller, 0)
+            masks[0, at], masks[1, at] = is_known & ~had_failed, is_bad & ~had_failed
+            masks[3, at] = is_bad & ~had_failed_here
+            masks[2, at] = (is_known & ~had_failed_here & ~seen) | masks[3, at]
+            failed[caller] = had_failed | is_bad
+            failed_here[caller] = had_failed_here | is_bad
+            seen_here[caller] = seen | is_known
+        counted = (masks[..., None] & power) > 0
+        n, wrong, safe_n, safe_bad = np.stack(
+            [counted[:, arm == side].sum(axis=1) for side in (0, 1)], axis=1
+        ).astype(float)
+        return n, wrong, safe_n, safe_bad
 
 
 class _Open:
@@ -190,7 +257,7 @@ class _OpenRequests(_Open):
         n[0] += self._n
         wrong[0] += self._bad
         self._n, self._bad = n[-1], wrong[-1]
-        return [(end - 1, n[i], wrong[i]) for i, end in enumerate(ends)]
+        return [(end - 1, (n[i], wrong[i])) for i, end in enumerate(ends)]
 
     def _ends(
         self, baseline: NDArray[np.int_], candidate: NDArray[np.int_], time: NDArray[np.float64]
@@ -252,9 +319,9 @@ class _OpenKeys(_Open):
         before = len(rows[0]) - len(arm)
         closed: list[Closed] = []
         while (end := self._end(rows[0], rows[2], earlier, start)) is not None:
-            n, wrong, candidate_units = _counted_by_key(*(column[start:end] for column in rows))
-            self.close(candidate_units)
-            closed.append((end - 1 - before, n, wrong))
+            callers = _callers_in(*(column[start:end] for column in rows))
+            self.close(int((callers[0] == 1).sum()))
+            closed.append((end - 1 - before, callers))
             start = end
         self._rows = tuple(column[start:] for column in rows)
         return closed
@@ -271,7 +338,10 @@ class _OpenKeys(_Open):
             first = earlier[here] < start
             candidate = np.cumsum(first & (arm[here] == 1))
             baseline = np.cumsum(first & (arm[here] == 0))
-            full = (candidate >= self.wanted) & (baseline >= 1) & (time[here] >= self.until)
+            # A few callers who call often fill a block, too: counted by requests, never by what came of them.
+            requests = np.cumsum(arm[here] == 1)
+            enough = (candidate >= self.wanted) | (requests >= FEW_CALLERS * self.wanted)
+            full = enough & (baseline >= 1) & (time[here] >= self.until)
             at = int(np.argmax(full))
             if full[at]:
                 return start + at + 1
@@ -281,15 +351,12 @@ class _OpenKeys(_Open):
         return None
 
 
-def _counted_by_key(
+def _callers_in(
     arm: NDArray[np.int8], key: NDArray[np.uint64], _time: NDArray[np.float64], known: Flags, bad: Flags
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+) -> tuple[NDArray[Any], ...]:
+    """The distinct callers of a block, each with what is known of it and whether anything was bad."""
     _, first, unit = np.unique(key, return_index=True, return_inverse=True)
-    arm = arm[first]
-    known, bad = _any_of(unit, len(first), known), _any_of(unit, len(first), bad)
-    n = np.stack([known[arm == side].sum(axis=0) for side in (0, 1)]).astype(float)
-    wrong = np.stack([bad[arm == side].sum(axis=0) for side in (0, 1)]).astype(float)
-    return n, wrong, int((arm == 1).sum())
+    return arm[first], key[first], _any_of(unit, len(first), known), _any_of(unit, len(first), bad)
 
 
 def _earlier(key: NDArray[np.uint64]) -> NDArray[np.intp]:

@@ -107,6 +107,11 @@ class Panel:
             np.array([c.prior for c in self.components] * 3),
             replicates=replicates,
             steps=len(plan.steps),
+            robust=np.array(
+                [c.metric.affine and c.tolerance == (1.0, 0.0) for c in self.components]
+                + [False] * (2 * count),
+                dtype=bool,
+            ),
         )
 
     def begin(
@@ -129,22 +134,28 @@ class Panel:
         bad: Array,
         at: float | Array,
         of_step: bool | NDArray[np.bool_] = True,
+        safe: tuple[Array, Array] | None = None,
     ) -> None:
         """One block of one source per rollout: `n` and `bad` are ([replicates,] 2, components of the source), arm 0 first.
+
+        `safe` are the counts for safety where they differ from those for harm (`outcome.Callers`).
 
         `at` is rollout time (seconds); `of_step` says whether the block began under the current step (late outcomes of an
         earlier one count for harm and for the whole, not as fresh). A rollout with nothing new has zeros.
         """
-        counts = np.zeros((2, 2, len(self.step), len(self.components)))
-        places = self._of_source[source]
-        for what, given in enumerate((n, bad)):
-            counts[what][..., places] = np.moveaxis(
-                np.atleast_3d(given) if given.ndim == 3 else given[None], 1, 0
-            )
-        rows = np.concatenate([counts] * 3, axis=-1)
+        safe_n, safe_bad = safe or (n, bad)
+        sides = [self._spread(source, *pair) for pair in ((n, safe_n), (bad, safe_bad))]
         current = np.broadcast_to(of_step, self.step.shape)[:, None] | ~self._fresh
-        rows = rows * current
-        self._evidence.add((rows[0, 0], rows[1, 0], rows[0, 1], rows[1, 1]), at)
+        (n0, n1), (k0, k1) = ((arms[0] * current, arms[1] * current) for arms in sides)
+        self._evidence.add((n0, k0, n1, k1), at)
+
+    def _spread(self, source: Source, harm: Array, safe: Array) -> Array:
+        """Counts of a block over all rows, (2 arms, replicates, rows), zero where the source has nothing to say."""
+        spread = np.zeros((2, len(self.step), 3, len(self.components)))
+        places = self._of_source[source]
+        for side, given in enumerate((harm, safe, safe)):
+            spread[:, :, side, places] = np.moveaxis(given, -2, 0) if given.ndim > 2 else given[:, None]
+        return spread.reshape(2, len(self.step), -1)
 
     def harm(self) -> Array:
         """Budget-weighted harm evidence, (replicates, components); its sum is held against 1/alpha."""

@@ -394,6 +394,8 @@ def _enter_step(rollout: Rollout, event: Event) -> Rollout:
     assert event.step is not None
     if event.step != rollout.step + 1:
         raise IllegalEventError(f"step {event.step} does not follow step {rollout.step}")
+    if event.step >= len(rollout.plan.steps):
+        raise IllegalEventError(f"there is no step {event.step}: promotion follows step {rollout.step}")
     return replace(
         rollout,
         step=event.step,

@@ -7,11 +7,14 @@ from typing import Any
 
 from rich.text import Text
 
+from deployctl.views import figures
 from deployctl.views.console import Layout
 from deployctl.views.events import event_line
 from deployctl.views.status import PHASE_STYLES, metric_lines, phase_words
 
 LAST_EVENTS = 8
+MIN_POINTS = 3
+"""Fewer points are no chart."""
 
 Document = dict[str, Any]
 
@@ -28,6 +31,8 @@ def explain_lines(document: Document, layout: Layout) -> Iterator[Text]:
     if metrics:
         yield Text()
         yield from metric_lines(metrics, layout)
+        yield from _how_to_read(document)
+    yield from _over_time(document, layout)
     if change := document.get("would_change"):
         yield Text()
         yield Text("what would have changed it", style="bold")
@@ -38,3 +43,33 @@ def explain_lines(document: Document, layout: Layout) -> Iterator[Text]:
             "what happened" if len(events) <= LAST_EVENTS else f"the last {LAST_EVENTS} events", style="bold"
         )
         yield from (Text(f"  {event_line(event)}") for event in events[-LAST_EVENTS:])
+
+
+def _how_to_read(document: Document) -> Iterator[Text]:
+    """Evidence in words, for whoever has never met an e-value."""
+    alpha, beta = document.get("alpha"), document.get("beta")
+    if alpha and beta:
+        yield Text(
+            f"  harm: a candidate that is within its tolerance reaches {1 / alpha:g} in at most {100 * alpha:g} % of rollouts, "
+            f"and that rolls back.",
+            style="dim",
+        )
+        yield Text(
+            f"  safe: one that is worse by the margin reaches {1 / beta:g} in at most {100 * beta:g} %; every metric must, "
+            f"afresh at each step, to move on.",
+            style="dim",
+        )
+
+
+def _over_time(document: Document, layout: Layout) -> Iterator[Text]:
+    points = document.get("evidence_over_time") or []
+    if len(points) < MIN_POINTS:
+        return
+    cells = min(60, layout.width - 40)
+    yield Text()
+    span = f"{points[0]['at']:.0f} to {points[-1]['at']:.0f} s"
+    yield Text(f"evidence over time, {span} (logarithmic)", style="bold")
+    for side, words in (("harm", "of harm"), ("safe", "of safety, weakest metric")):
+        values = [point[side] for point in points]
+        line = figures.sparkline(values, cells, ascii_only=layout.ascii_only)
+        yield Text(f"  {line}  {words}, highest {figures.e_value(max(values))}")

@@ -5,6 +5,7 @@ Rates arrive as fractions and are shown in percent; differences of rates in poin
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -84,3 +85,16 @@ def e_value(value: float | None) -> str:
     if value >= HUGE:
         return f"1e{math.floor(math.log10(value))}" if math.isfinite(value) else "∞"
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def sparkline(values: Sequence[float], cells: int, *, ascii_only: bool) -> str:
+    """Evidence over time, one character per stretch of it, on a logarithmic scale from 1/100 to the largest."""
+    if not values:
+        return ""
+    levels = "_.-=#" if ascii_only else "▁▂▃▄▅▆▇█"
+    logs = [math.log10(min(max(value, 0.01), 1e9)) for value in values]
+    top = max(2.0, *logs)
+    cells = min(cells, len(logs))
+    edges = [at * len(logs) // cells for at in range(cells + 1)]
+    heights = [max(logs[begin:end]) for begin, end in itertools.pairwise(edges)]
+    return "".join(levels[round((height + 2) / (top + 2) * (len(levels) - 1))] for height in heights)

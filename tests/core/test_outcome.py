@@ -192,7 +192,8 @@ def test_one_retrying_caller_is_one_bad_unit_in_a_block():
     (block, *_) = Blocks(Source.OUTCOME, 1, by_key=True).add(
         columns, columns["start"].astype(float), bad | True, bad, at=0.0
     )
-    assert (block.n[1, 0], block.bad[1, 0]) == (1, 1)
+    for n, bad in ((block.n, block.bad), block.for_safety):
+        assert (n[1, 0], bad[1, 0]) == (1, 1)
 
 
 def test_by_key_any_failure_of_a_caller_makes_it_bad():
@@ -206,6 +207,46 @@ def test_by_key_any_failure_of_a_caller_makes_it_bad():
         )
         assert block.n[:, 0].tolist() == [1, 1]
         assert block.bad[:, 0].tolist() == [0, 1]
+
+
+def test_a_caller_that_always_fails_is_one_bad_unit_in_the_whole_rollout():
+    """And one that never does is one unit of safety in a step, however long it goes on."""
+    calls = 40
+    keys, arms = [7, 8, 9, 10] * calls, [1, 1, 0, 0] * calls
+    columns = outcomes(*range(4 * calls), arm=arms, key=keys, split=[1] * (2 * calls) + [2] * (2 * calls))
+    bad = np.array([key in {7, 9} for key in keys])[:, None]
+    blocks = list(
+        Blocks(Source.OUTCOME, 1, by_key=True).add(
+            columns, columns["start"].astype(float), bad | True, bad, at=0.0
+        )
+    )
+    assert sum(block.bad for block in blocks)[:, 0].tolist() == [1, 1]
+    assert sum(block.for_safety[1] for block in blocks)[:, 0].tolist() == [2, 2]  # each step asks afresh
+    assert sum(block.for_safety[0] for block in blocks)[:, 0].tolist() == [4, 4]
+    assert sum(block.n for block in blocks)[:, 0].min() > 10  # a caller who has not failed stays at risk
+
+
+def test_a_caller_that_failed_with_one_version_is_no_harm_of_the_other():
+    """It is moved over by a larger weight, and fails as it did before."""
+    keys, arms = [7, 8, 9] * 20 + [7, 8, 9] * 20, [0, 0, 1] * 20 + [1, 0, 1] * 20
+    columns = outcomes(*range(120), arm=arms, key=keys, split=[1] * 60 + [2] * 60)
+    bad = np.array([key == 7 for key in keys])[:, None]
+    blocks = Blocks(Source.OUTCOME, 1, by_key=True).add(
+        columns, columns["start"].astype(float), bad | True, bad, at=0.0
+    )
+    assert sum(block.bad for block in blocks)[:, 0].tolist() == [1, 0]
+
+
+def test_a_fault_that_comes_late_is_seen_in_callers_that_were_counted_long_ago():
+    calls = 30
+    keys, arms = [7, 8, 9, 10] * calls, [1, 1, 0, 0] * calls
+    columns = outcomes(*range(4 * calls), arm=arms, key=keys, split=[1] * (4 * calls))
+    late = np.arange(4 * calls) >= 3 * calls
+    bad = (late & (np.array(arms) == 1))[:, None]
+    blocks = Blocks(Source.OUTCOME, 1, by_key=True).add(
+        columns, columns["start"].astype(float), bad | True, bad, at=0.0
+    )
+    assert sum(block.bad for block in blocks)[:, 0].tolist() == [0, 2]
 
 
 # ── what an outcome counts for ─────────────────────────────────────────────────────────────────────────────────────

@@ -148,6 +148,12 @@ def test_no_step_is_skipped_and_none_is_entered_twice(step):
         apply(rollout, event(rollout, Kind.CLIMBED, step=step))
 
 
+def test_no_step_follows_the_last_one_not_even_by_hand():
+    rollout = at_step(3).rollout
+    with pytest.raises(IllegalEventError, match="no step 4"):
+        apply(rollout, event(rollout, Kind.CLIMBED, step=4))
+
+
 @pytest.mark.parametrize("cause", set(Cause) - {Cause.PERSON})
 @pytest.mark.parametrize("verdict", [None, UNSURE, FAIL])
 def test_nothing_climbs_or_is_promoted_without_evidence_unless_a_person_says_so(cause, verdict):

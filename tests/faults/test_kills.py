@@ -155,10 +155,12 @@ def _candidate_answers(box):
 
 
 def _every_outcome_counts_once(box, rollout):
-    entries = records.read(box.home.records / f"{rollout}.records")
-    ids = [request_id for entry in entries if isinstance(entry, Intake) for request_id in entry.batch.id]
-    assert len(ids) == len(set(ids)) > 0
-    numbers = [(entry.router, entry.batch.number) for entry in entries if isinstance(entry, Intake)]
+    entries = [
+        entry for entry in records.read(box.home.records / f"{rollout}.records") if isinstance(entry, Intake)
+    ]
+    keys = [entry.batch.key[at : at + 8] for entry in entries for at in range(0, len(entry.batch.key), 8)]
+    assert len(keys) == len(set(keys)) > 0, "every request has a routing key of its own"
+    numbers = [(entry.router, entry.batch.number) for entry in entries]
     assert len(numbers) == len(set(numbers))
 
 

@@ -112,7 +112,7 @@ class Box:
     def manifest(self, candidate="2", baseline="1", *, name="rollout", **changes):
         """Write a manifest and give its path. Dwell and bake are as short as they can be.
 
-        `service`, `canary` and `analysis` are merged into the sections of that name; `baseline` and `candidate` may be
+        `service`, `prediction`, `canary` and `analysis` are merged into the sections of that name; `baseline` and `candidate` may be
         (label, name of the model).
         """
         spec = {
@@ -124,7 +124,8 @@ class Box:
                 "read": "argmax",
                 "classes": ["0", "1", "2"],
                 "nullIf": {"confidenceBelow": 0.5},
-            },
+            }
+            | changes.get("prediction", {}),
         }
         if candidate is not None:
             spec["candidate"] = self._model(candidate)
@@ -241,7 +242,12 @@ class Box:
         os.kill(pid, number)
 
     def close(self):
-        """Every process of this box ends, however it was left; then its files go."""
+        """Every process of this box ends; then its files go."""
+        self.stop()
+        self._state.cleanup()
+
+    def stop(self):
+        """Every process of this box ends, however it was left."""
         for process in self._begun:
             if process.poll() is None:
                 process.kill()
@@ -257,7 +263,6 @@ class Box:
                 if time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)  # its children die with it
                 time.sleep(0.02)
-        self._state.cleanup()
 
 
 CANARY = {

@@ -1,13 +1,18 @@
 """What is wrong is refused in one line with its exit code, and nothing has changed."""
 
+import itertools
 import os
 import shutil
 import socket
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import faulty_models
 import pytest
 from service_rig import NAME, Box, wait_for
+
+from deployctl.errors import UnavailableError
+from deployctl.wire.admin import AdminClient
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,18 @@ def test_a_command_line_that_makes_no_sense_is_2(running, command):
         running.run(*command).refused(2)
 
 
+def test_a_thousand_long_names_of_classes_are_no_trouble_and_too_many_are_refused(box):
+    for label in ("1", "2"):
+        box.model_file(f"many-{label}").write_bytes(faulty_models.many_classes(label, 2_000))
+    names = {"classes": [f"class {number} {'x' * 15}" for number in range(2_000)], "nullIf": {}}
+    versions = {"baseline": ("1", "many-1"), "candidate": ("2", "many-2")}
+    too_long = {**names, "classes": [name + "x" * 60 for name in names["classes"]]}
+    box.run("up", box.manifest(**versions, prediction=too_long), "--detach").refused(2, "128 KiB")
+    box.up(box.manifest(**versions, prediction=names))
+    with box.traffic():
+        assert box.ramp(box.manifest(**versions, prediction=names)).code == 0
+
+
 def test_a_port_that_is_taken_is_8_and_named(box):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -122,32 +139,66 @@ def test_a_port_that_is_taken_is_8_and_named(box):
 
 
 @contextmanager
-def read_only(box):
-    """The state directory cannot be written: by its mode or, for root whom no mode stops, by a read-only mount."""
-    if os.geteuid():
-        box.state.chmod(0o500)
-        try:
-            yield
-        finally:
-            box.state.chmod(0o700)
-        return
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro,mode=0700", "deployctl-test", box.state],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"root may write everywhere, and may not mount here: {mounted.stderr.decode().strip()}")
+def mounted(folder, options):
+    """A file system in memory over this folder: for root no mode makes a directory read-only, and no quota a disk full."""
+    command = ["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "deployctl-test", folder]
+    mount = subprocess.run(command, capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"cannot mount here: {mount.stderr.decode().strip()}")
     try:
         yield
     finally:
-        subprocess.run(["umount", box.state], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextmanager
+def read_only(folder):
+    if not os.geteuid():
+        with mounted(folder, "ro"):
+            yield
+        return
+    folder.chmod(0o500)
+    try:
+        yield
+    finally:
+        folder.chmod(0o700)
 
 
 def test_a_state_directory_that_is_read_only_is_8(box):
-    with read_only(box):
+    with read_only(box.state):
         box.run("up", box.manifest(), "--detach").refused(8, str(box.state))
     assert list(box.state.iterdir()) == []
+
+
+def test_a_full_disk_is_8_and_moves_no_traffic_until_there_is_room(box):
+    with mounted(box.state, "size=1m"):
+        try:
+            box.up()
+            assert box.run("canary", "ramp", box.manifest(canary={"minDwell": "60s"}), "--detach").code == 0
+            with box.traffic(rate=100) as traffic:
+                traffic.wait_for_answers(10, of="2")
+                with (box.state / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+                    while filler.write(b"x" * 512):
+                        pass
+                # The last page of the journal still takes some records.
+                with pytest.raises(UnavailableError):
+                    _pause_and_resume_for_ever(box)
+                journal = box.home.journal.read_bytes()
+                box.run("rollback", NAME).refused(8, "journal")
+                assert box.home.journal.read_bytes() == journal
+                traffic.wait_for_answers(10, of="2")
+                (box.state / "filler").unlink()
+                back = box.run("rollback", NAME, "-o", "json")
+                assert (back.code, back.json["weight"]) == (0, 0)
+            assert not traffic.failures
+        finally:
+            box.stop()
+
+
+def _pause_and_resume_for_ever(box):
+    with AdminClient(box.home.admin_socket, NAME) as client:
+        for verb in itertools.cycle(("pause", "resume")):
+            client.post(f"/v1/{verb}", {"by": "a test"})
 
 
 @pytest.mark.parametrize("command", [["status"], ["rollback"], ["promote"], ["pause"], ["down"]])

@@ -1,0 +1,109 @@
+"""replay: the whole rollout against recorded outcomes, on a virtual clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deployctl.cli.options import AsOutput, ManifestFile, Output
+from deployctl.errors import Exit
+from deployctl.views.console import say, show_document
+
+if TYPE_CHECKING:
+    from deployctl.core.plan import Plan
+    from deployctl.outcome_log import Header
+    from deployctl.replay import End, Replay
+
+
+def replay(
+    file: ManifestFile,
+    outcomes: Annotated[
+        str,
+        typer.Option(
+            "--outcomes",
+            metavar="FILE.jsonl",
+            help="Recorded outcomes: `history NAME --outcomes`, or your own.",
+        ),
+    ],
+    salt: Annotated[
+        str | None,
+        typer.Option(
+            "--salt", metavar="TEXT", help="Another draw of who is routed where.", show_default=False
+        ),
+    ] = None,
+    output: AsOutput = Output.TEXT,
+) -> int:
+    """Show what this manifest would have done with recorded outcomes."""
+    from deployctl.outcome_log import OutcomeLog  # noqa: PLC0415 - numpy: --help does without
+    from deployctl.replay import Replay  # noqa: PLC0415 - as above
+
+    log = OutcomeLog(Path(outcomes), outcomes)
+    run = Replay(_plan(file, log.header), log.header, salt)
+    for _ in run.run(log.pieces()):
+        pass  # a line that is none is an error, and then nothing is said of what came before it
+    _show(run, output)
+    return _exit_code(run.end)
+
+
+def _plan(file: str, header: Header | None) -> Plan:
+    """The plan of a manifest. Versions are those of the log where the labels agree: their bytes are not needed."""
+    from deployctl.cli.manifests import read_manifest  # noqa: PLC0415 - as above
+    from deployctl.core.plan import Version  # noqa: PLC0415 - as above
+    from deployctl.manifest.manifest import plan  # noqa: PLC0415 - as above
+
+    manifest = read_manifest(file)
+    candidate = manifest.candidate or manifest.baseline  # `plan` says what is missing
+    baseline, other = (Version(model.version, model.digest or "") for model in (manifest.baseline, candidate))
+    live = header.plan if header else None
+    if live is not None and (live.baseline.version, live.candidate.version) == (
+        baseline.version,
+        other.version,
+    ):
+        baseline, other = live.baseline, live.candidate
+    return plan(manifest, baseline, other)
+
+
+def _show(run: Replay, output: Output) -> None:
+    from deployctl.controller.documents import SCHEMA_VERSION, event_document  # noqa: PLC0415 - as above
+    from deployctl.views.events import event_line  # noqa: PLC0415 - as above
+
+    end = run.end
+    for event, rollout in run.events:
+        document = event_document(event, rollout)
+        document["at"] = round(run.clock(event.at), 3)
+        if output is Output.JSON:
+            show_document(document)
+        else:
+            say(event_line(document))
+    if output is Output.TEXT:
+        say(
+            f"{end.phase.value.replace('_', ' ')} at {end.at:.1f} s: {end.reason}; the candidate answered {end.candidate_requests} "
+            f"requests, {end.candidate_bad} of them bad; {end.left_out} requests were left out"
+        )
+        return
+    show_document(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "rollout": run.events[-1][1].id,
+            "phase": end.phase.value,
+            "at": round(end.at, 3),
+            "candidate_requests": end.candidate_requests,
+            "candidate_bad": end.candidate_bad,
+            "left_out": end.left_out,
+            "verdict": end.verdict.value,
+            "reason": end.reason,
+        }
+    )
+
+
+def _exit_code(end: End) -> Exit:
+    from deployctl.core.plan import Phase  # noqa: PLC0415 - as above
+    from deployctl.core.rollout import Cause  # noqa: PLC0415 - as above
+
+    if end.phase is Phase.PROMOTED or end.phase is Phase.RETIRED:
+        return Exit.DONE
+    if end.phase is Phase.ROLLED_BACK and end.cause is not Cause.INCONCLUSIVE:
+        return Exit.ROLLED_BACK
+    return Exit.INCONCLUSIVE
