@@ -48,11 +48,17 @@ def write(path: Path, per_second: int) -> int:
     lines = []
     for number in range(SECONDS * per_second):
         arms = {
-            arm: {"ok": draw.random() > 0.01, "latency_ms": round(draw.lognormvariate(1.5, 0.4), 2), "prediction": "7"}
+            arm: {
+                "ok": draw.random() > 0.01,
+                "latency_ms": round(draw.lognormvariate(1.5, 0.4), 2),
+                "prediction": "7",
+            }
             for arm in ("baseline", "candidate")
         }
         t = round(number / per_second, 6)
-        lines.append(json.dumps({"t": t, "id": f"r{number}", "key": f"user-{number}", **arms}, separators=(",", ":")))
+        lines.append(
+            json.dumps({"t": t, "id": f"r{number}", "key": f"user-{number}", **arms}, separators=(",", ":"))
+        )
     path.write_text("\n".join(lines) + "\n")
     return len(lines)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deployctl.core.assignment import key_hash, positions_of
+from deployctl.core.assignment import key_hash, key_hashes, positions_of
 from deployctl.core.plan import Plan
 from deployctl.core.rollout import Learned
 from deployctl.errors import InvalidError
 
 PIECE_BYTES = 2 * 1024 * 1024
 """What is read at once; also the longest line, so that a file without an end costs no memory."""
+
+Numbers = range | list[int]
+"""The number of each line in its file."""
 
 _NAN = float("nan")
 
@@ -134,9 +136,8 @@ def hashed_key(text: str) -> bytes:
 
 @dataclass(slots=True)
 class Piece:
-    """Some lines of a log as columns; those that are (2, lines) have the baseline first. `number` is the first line's."""
+    """Some lines of a log as columns; those that are (2, lines) have the baseline first."""
 
-    number: int
     lines: list[Line]
     t: NDArray[np.float64]
     seen: NDArray[np.float64]
@@ -147,6 +148,7 @@ class Piece:
     null: NDArray[np.bool_]
     hashes: list[bytes]
     labelled: NDArray[np.intp]
+    _places: NDArray[np.float64] | None = None
 
     @property
     def keys(self) -> NDArray[np.uint64]:
@@ -154,10 +156,11 @@ class Piece:
         return np.frombuffer(b"".join(self.hashes), "<u8")
 
     def positions(self, salt: str) -> NDArray[np.float64]:
-        """Where each caller stands in [0, 1)."""
-        drawn = np.frombuffer(positions_of(salt, self.hashes), ">u8")
-        places: NDArray[np.float64] = (drawn >> np.uint64(11)) / 2.0**53
-        return places
+        """Where each caller stands in [0, 1), always with the same salt."""
+        if self._places is None:
+            drawn = np.frombuffer(positions_of(salt, self.hashes), ">u8").astype(np.uint64)
+            self._places = (drawn >> np.uint64(11)) / 2.0**53
+        return self._places
 
 
 class OutcomeLog:
@@ -187,7 +190,7 @@ class OutcomeLog:
             lines, numbers = self._decoded(raw, number)
             if not lines:
                 continue
-            piece = self._columns(lines, numbers)
+            piece = self._columns(lines, numbers, raw)
             back = np.flatnonzero(np.diff(piece.t, prepend=last) < 0)
             if len(back):
                 at = int(back[0])
@@ -223,7 +226,7 @@ class OutcomeLog:
         if rest.strip():
             yield number, rest
 
-    def _decoded(self, raw: bytes, number: int) -> tuple[list[Line], range | list[int]]:
+    def _decoded(self, raw: bytes, number: int) -> tuple[list[Line], Numbers]:
         try:
             lines = _line.decode_lines(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -242,7 +245,7 @@ class OutcomeLog:
                 return InvalidError(f"{self.name}:{at}: {error}")
         return InvalidError(f"{self.name}:{number}: these lines are not JSON")
 
-    def _columns(self, lines: list[Line], numbers: range | list[int]) -> Piece:
+    def _columns(self, lines: list[Line], numbers: Numbers, raw: bytes) -> Piece:
         count = len(lines)
         t = np.array([line.t for line in lines])
         there = np.zeros((2, count), bool)
@@ -250,13 +253,18 @@ class OutcomeLog:
         status = np.zeros((2, count), np.uint16)
         null = np.zeros((2, count), bool)
         for side, answers in enumerate(([x.baseline for x in lines], [x.candidate for x in lines])):
-            at = np.array([i for i, answer in enumerate(answers) if answer is not None], dtype=np.intp)
             given = [answer for answer in answers if answer is not None]
+            if len(given) == count:
+                at: NDArray[np.intp] | slice = slice(None)
+            else:
+                at = np.flatnonzero([answer is not None for answer in answers])
             there[side, at] = True
             latency[side, at] = [answer.latency_ms for answer in given]
             ok = np.array([answer.ok for answer in given], dtype=bool)
-            status[side, at] = self._statuses(ok, [answer.status for answer in given], numbers, at)
-            null[side, at] = _nulls(ok, given)
+            status[side, at] = np.where(ok, 200, 500)
+            null[side, at] = ok & np.array([answer.prediction is None for answer in given], dtype=bool)
+            if b'"status"' in raw or b'"null"' in raw:
+                self._read_rare(answers, numbers, status[side], null[side])
         for wrong, words in (
             (~there.any(axis=0), "neither a baseline nor a candidate has answered"),
             (~np.isfinite(t), "t is no time"),
@@ -264,63 +272,49 @@ class OutcomeLog:
         ):
             if wrong.any():
                 raise self._bad(numbers, int(np.argmax(wrong)), words)
+        # What is named nowhere in the piece is not asked of every line: a search in bytes costs next to nothing.
+        seen = [line.seen_t for line in lines] if b'"seen_t"' in raw else _NAN
+        split = [line.split for line in lines] if b'"split"' in raw else -1
+        labelled = [i for i, line in enumerate(lines) if line.label is not None] if b'"label"' in raw else []
         return Piece(
-            number=numbers[0],
             lines=lines,
             t=t,
-            seen=np.array([line.seen_t for line in lines]),
-            split=np.array([line.split for line in lines]),
+            seen=np.broadcast_to(np.array(seen), t.shape),
+            split=np.broadcast_to(np.array(split), t.shape),
             there=there,
             latency=latency,
             status=status,
             null=null,
-            hashes=self._hashes(lines, numbers),
-            labelled=np.array([i for i, line in enumerate(lines) if line.label is not None], dtype=np.intp),
+            hashes=self._hashes(lines, numbers, raw),
+            labelled=np.array(labelled, dtype=np.intp),
         )
 
-    def _statuses(
+    def _read_rare(
         self,
-        ok: NDArray[np.bool_],
-        given: list[int | None],
-        numbers: range | list[int],
-        at: NDArray[np.intp],
-    ) -> NDArray[np.int64]:
-        statuses = np.where(ok, 200, 500)
-        if given.count(None) < len(given):
-            for i, status in enumerate(given):
-                if status is not None:
-                    if not 100 <= status <= 599:
-                        raise self._bad(numbers, int(at[i]), f"status {status} is none of HTTP's")
-                    statuses[i] = status
-        return statuses
+        answers: list[Answer | None],
+        numbers: Numbers,
+        status: NDArray[np.uint16],
+        null: NDArray[np.bool_],
+    ) -> None:
+        """What few lines say: another status, and nulls that do not follow from the prediction."""
+        for at, answer in enumerate(answers):
+            if answer is None:
+                continue
+            if answer.status is not None:
+                if not 100 <= answer.status <= 599:
+                    raise self._bad(numbers, at, f"status {answer.status} is none of HTTP's")
+                status[at] = answer.status
+            if answer.null is not None:
+                null[at] = answer.null
 
-    def _hashes(self, lines: list[Line], numbers: range | list[int]) -> list[bytes]:
-        texts = [line.key or line.id for line in lines]
-        if None in texts or "" in texts:
-            at = next(i for i, text in enumerate(texts) if not text)
-            raise self._bad(numbers, at, "it has neither a key nor an id to route it by")
-        return [
-            blake2b(
-                text.encode("utf-8", "surrogateescape"), digest_size=8
-            ).digest()  # key_hash, without the call
-            if text[0] != "#"
-            else hashed_key(text)
-            for text in texts
-            if text
-        ]
+    def _hashes(self, lines: list[Line], numbers: Numbers, raw: bytes) -> list[bytes]:
+        texts = [line.key or line.id or "" for line in lines]
+        if "" in texts:
+            raise self._bad(numbers, texts.index(""), "it has neither a key nor an id to route it by")
+        return [hashed_key(text) for text in texts] if b'"#' in raw else key_hashes(texts)
 
-    def _bad(self, numbers: range | list[int], at: int, words: str) -> InvalidError:
+    def _bad(self, numbers: Numbers, at: int, words: str) -> InvalidError:
         return InvalidError(f"{self.name}:{numbers[at]}: {words}")
 
     def _too_long(self, number: int) -> InvalidError:
         return InvalidError(f"{self.name}:{number}: the line is longer than {PIECE_BYTES} bytes")
-
-
-def _nulls(ok: NDArray[np.bool_], given: list[Answer]) -> NDArray[np.bool_]:
-    nulls: NDArray[np.bool_] = ok & np.array([answer.prediction is None for answer in given], dtype=bool)
-    said = [answer.null for answer in given]
-    if said.count(None) < len(said):
-        for i, null in enumerate(said):
-            if null is not None:
-                nulls[i] = null
-    return nulls

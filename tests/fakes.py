@@ -20,11 +20,15 @@ from deployctl.controller.commands import Commands
 from deployctl.controller.loop import Controller
 from deployctl.controller.workers import Worker
 from deployctl.core.assignment import goes_to_candidate
+from deployctl.core.metrics import METRICS
 from deployctl.core.plan import Split
 from deployctl.core.rollout import Event, Rollout
 from deployctl.journal import Journal
+from deployctl.manifest.load import load
+from deployctl.manifest.manifest import Manifest
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
+from deployctl.traffic import BACKENDS
 from deployctl.wire.orders import Batch, LabelRow, Upstream
 
 STEP = 0.05
@@ -247,6 +251,10 @@ class SteppedController(Controller):
         self.tick(self.monotonic())
 
 
+async def read_here(text: bytes, path: Path) -> Manifest:
+    return load(text, str(path), engines=BACKENDS, metrics=METRICS, base=path.parent)
+
+
 class FakeService:
     """One service on a fake clock. The verbs are those of the CLI; `restart` kills the controller and starts another."""
 
@@ -270,6 +278,7 @@ class FakeService:
         controller.monotonic, controller.wall = (lambda: self.clock), self._wall_time
         commands = Commands(controller, self.workers)
         commands.token = lambda: "cafe00"
+        commands.read = read_here  # the same reader, without the process of its own
         return controller, commands
 
     def _wall_time(self) -> str:

@@ -80,7 +80,11 @@ SCENES = {
     "sticky callers": ({"2": Behaviour(errors=0.05)}, {"stepTimeout": "20s"}, {"keys": 300}),
     "nobody calls": ({}, {"stepTimeout": "3s"}, {"per_second": 0.5}),
     "held": ({}, {"stepTimeout": "1s", "onInconclusive": "hold"}, {"per_second": 20.0}),
-    "a limit": ({}, {"metrics": [{"name": "error-rate", "margin": "2%"}, {"name": "latency-p99", "max": "12ms"}]}, {}),
+    "a limit": (
+        {},
+        {"metrics": [{"name": "error-rate", "margin": "2%"}, {"name": "latency-p99", "max": "12ms"}]},
+        {},
+    ),
 }
 
 
@@ -211,3 +215,247 @@ def test_another_manifest_on_an_export_leaves_out_what_it_would_have_routed_othe
         climbs = [event.at for event, _ in run.events if event.kind is Kind.CLIMBED]
         assert climbs[1] >= 6.0
         assert run.end.left_out > 0
+
+
+# ── a log of one's own ─────────────────────────────────────────────────────────────────────────────────────────────
+
+BASELINE, CANDIDATE = Version("1", "a"), Version("2", "b")
+RULES = (MetricRule("error-rate", 0.1, 0.001, 0.02), MetricRule("label-error-rate", 0.1, 0.001, 0.05))
+
+
+def plan_of(*rules: MetricRule, dwell: float = 1.0, timeout: float = 120.0) -> Plan:
+    steps = (Step(10.0, Gate(50.0), dwell=dwell), Step(50.0, Gate(100.0, last=True), dwell=dwell))
+    return Plan("canary", BASELINE, CANDIDATE, steps, rules or RULES[:1], step_timeout=timeout)
+
+
+def log_of(
+    folder: Path,
+    *,
+    seconds: float = 120.0,
+    gap: float = 0.01,
+    seed: int = 1,
+    delay: float = 2.0,
+    **rates: float,
+) -> Path:
+    """A shadow log: both arms of every request. `errors` and `wrong` are the candidate's rates, the baseline has 1 %."""
+    draw, lines = random.Random(seed), []
+    for number in range(int(seconds / gap)):
+        line = {"t": round(number * gap, 6), "id": f"r{number}", "key": f"user-{number}"}
+        for arm, share in (("baseline", {}), ("candidate", rates)):
+            failed, wrong = (
+                draw.random() < share.get("errors", 0.01),
+                draw.random() < share.get("wrong", 0.01),
+            )
+            said = {} if failed else {"prediction": "8" if wrong else "7"}
+            line[arm] = {"ok": not failed, "latency_ms": round(2 + 10 * draw.random(), 3), **said}
+        if delay is not None and rates.get("labelled"):
+            line |= {"label": "7", "label_t": round(line["t"] + delay * (0.5 + draw.random()), 6)}
+        lines.append(json.dumps(line))
+    path = folder / "log.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run_of(path: Path, plan: Plan | None = None, **changes) -> Replay:
+    log = OutcomeLog(path)
+    run = Replay(plan or plan_of(), log.header, **changes)
+    list(run.run(log.pieces()))
+    return run
+
+
+def kinds(run: Replay) -> list[str]:
+    return [event.kind.value for event, _ in run.events]
+
+
+def test_a_sound_candidate_is_promoted_after_learning_at_weight_zero(tmp_path):
+    run = run_of(log_of(tmp_path), plan_of(MetricRule("latency", 0.1, 5.0), RULES[0]))
+    assert kinds(run) == ["started", "learned", "climbed", "climbed", "promoted", "finished"]
+    learned = run.events[1][0]
+    assert learned.learned.answers == 200
+    assert 1.99 < learned.at < 2.02
+    assert (run.end.phase, run.end.verdict) == (Phase.PROMOTED, Result.PASS)
+
+
+def test_a_dead_candidate_is_rolled_back_and_served_few(tmp_path):
+    run = run_of(log_of(tmp_path, errors=1.0))
+    assert (run.end.phase, run.end.verdict) == (Phase.ROLLED_BACK, Result.FAIL)
+    assert run.end.candidate_requests == run.end.candidate_bad < 10
+    assert run.end.left_out == 0
+
+
+def test_who_is_routed_where_depends_on_salt_and_key_alone(tmp_path):
+    path = log_of(tmp_path, errors=0.2)
+    first, again, other = (run_of(path, salt=salt).end for salt in ("a", "a", "b"))
+    assert first == again
+    assert first != other
+
+
+def test_requests_whose_recorded_arm_is_the_other_one_are_left_out_and_counted(tmp_path):
+    path = log_of(tmp_path, seconds=20)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        del line["candidate" if number % 2 else "baseline"]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    run = run_of(path, plan_of(dwell=1000.0))
+    assert run.end.left_out == pytest.approx(1000, abs=60)
+    judge = run._weighing.judge
+    assert judge.totals_n.sum() <= len(lines) - run.end.left_out
+
+
+def test_whatever_the_pieces_the_evidence_is_the_same(tmp_path, monkeypatch):
+    path = log_of(tmp_path, labelled=1.0, wrong=0.08, errors=0.02)
+    plan = plan_of(*RULES, timeout=60.0)
+    whole = run_of(path, plan)
+    for size in (1_000, 7_777, 100_000):
+        monkeypatch.setattr("deployctl.outcome_log.PIECE_BYTES", size)
+        pieces = run_of(path, plan)
+        assert [event for event, _ in pieces.events] == [event for event, _ in whole.events]
+        assert pieces.end == whole.end
+        assert list(pieces._weighing.judge.harm) == list(whole._weighing.judge.harm)
+
+
+def test_sticky_callers_in_pieces_give_the_same_evidence_too(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    path = log_of(tmp_path, errors=0.05)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(json.dumps({**line, "key": f"user-{i % 97}"}) for i, line in enumerate(lines)))
+    plan = replace(plan_of(), unit="key")
+    whole = run_of(path, plan)
+    monkeypatch.setattr("deployctl.outcome_log.PIECE_BYTES", 3_000)
+    assert [event for event, _ in run_of(path, plan).events] == [event for event, _ in whole.events]
+
+
+def test_a_label_counts_from_its_time_on_and_in_the_order_of_arrival(tmp_path):
+    plan = plan_of(RULES[1], timeout=3000.0)
+    soon = run_of(log_of(tmp_path, labelled=1.0, wrong=0.9, delay=1.0), plan)
+    late = run_of(log_of(tmp_path, labelled=1.0, wrong=0.9, delay=40.0), plan)
+    assert soon.end.phase is late.end.phase is Phase.ROLLED_BACK
+    assert soon.end.at < 5
+    assert 20 < late.end.at < 45
+    assert late.end.candidate_requests > 5 * soon.end.candidate_requests
+
+
+def test_labels_ten_minutes_late_are_judged_under_the_split_they_were_answered_under(tmp_path):
+    """The log's end is its last label: nothing is lost, nothing counts twice."""
+    run = run_of(
+        log_of(tmp_path, seconds=60, labelled=1.0, wrong=0.01, delay=600.0),
+        plan_of(RULES[1], dwell=30.0, timeout=3000.0),
+    )
+    assert run._weighing.judge.totals_n[1, 0] <= run.end.candidate_requests
+    assert run._end_of_log > 300
+
+
+def test_one_request_a_minute_is_no_evidence_in_time(tmp_path):
+    run = run_of(log_of(tmp_path, seconds=3600, gap=60.0), plan_of(timeout=600.0))
+    assert kinds(run)[-1] == "rolled_back"
+    assert run.end.verdict is Result.INCONCLUSIVE
+
+
+def test_what_is_undecided_at_the_end_of_the_log_is_inconclusive(tmp_path):
+    run = run_of(log_of(tmp_path, seconds=2.0))
+    assert (run.end.phase, run.end.verdict) == (Phase.PROGRESSING, Result.INCONCLUSIVE)
+
+
+def test_a_log_may_begin_at_any_time_of_its_clock(tmp_path):
+    path = log_of(tmp_path, errors=1.0)
+    early = run_of(path).end
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(json.dumps({**line, "t": line["t"] + 1_700_000_000}) for line in lines))
+    late = run_of(path).end
+    assert late.candidate_requests == early.candidate_requests
+    assert late.at == pytest.approx(early.at + 1_700_000_000, abs=0.001)
+
+
+LINE = '{"t": 1.0, "id": "a", "baseline": {"ok": true, "latency_ms": 3.1, "prediction": "7"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (f"{LINE}\n{LINE}\nnonsense\n", ":3: "),
+        (f"{LINE}\n\n{LINE.replace('1.0', '0.5')}\n", ":3: time goes back from 1 to 0.5"),
+        (f"{LINE}\n" + '{"t": 2, "id": "b"}\n', ":2: neither a baseline nor a candidate"),
+        (f"{LINE}\n" + LINE.replace('"id": "a", ', ""), ":2: it has neither a key nor an id"),
+        (LINE.replace("3.1", "-1"), ":1: latency_ms"),
+        (LINE.replace("3.1", '"3.1"'), ":1: "),
+        (LINE.replace('"t": 1.0', '"t": 1e999'), ":1: "),
+        (f"{LINE}\n[1]\n", ":2: "),
+        (f"{LINE}\n\xff\n", ":2: "),
+        ('{"header": 3}\n', ":1: "),
+        ("", ":1: "),
+        ("x" * (PIECE_BYTES + 2), ":1: the line is longer"),
+        (f"{LINE}\n" + "x" * (2 * PIECE_BYTES + 2), ":2: the line is longer"),
+    ],
+)
+def test_what_is_no_outcome_is_said_with_its_line(text, where, tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(InvalidError, match=f"log.jsonl{where}"):
+        run_of(path)
+
+
+# ── the command ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    manifest = {
+        "apiVersion": "deployctl/v1",
+        "kind": "Rollout",
+        "metadata": {"name": "digits"},
+        "spec": {
+            "service": {"listen": "127.0.0.1:0", "model": "digits"},
+            "baseline": {"version": "1", "uri": "v1.onnx"},
+            "candidate": {"version": "2", "uri": "v2.onnx"},
+            "prediction": {"output": "probabilities", "read": "argmax"},
+            "strategy": {"canary": {"steps": [10, 50], "minDwell": "1s", "bake": "1s", "stepTimeout": "30s"}},
+            "analysis": {"metrics": [{"name": "error-rate", "margin": "2%"}]},
+        },
+    }
+    for version in ("1", "2"):
+        (folder / f"v{version}.onnx").write_bytes(b"model")
+    (folder / "rollout.yaml").write_text(json.dumps(manifest))
+    return subprocess.run(
+        [sys.executable, "-m", "deployctl", "replay", "rollout.yaml", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rates", "seconds", "code", "phase"),
+    [({}, 60, 0, "promoted"), ({"errors": 1.0}, 60, 3, "rolled_back"), ({}, 2, 5, "progressing")],
+)
+def test_the_exit_code_says_how_it_would_have_ended(rates, seconds, code, phase, tmp_path):
+    log_of(tmp_path, seconds=seconds, **rates)
+    ran = command(tmp_path, "--outcomes", "log.jsonl", "-o", "json")
+    assert ran.returncode == code, ran
+    *events, end = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert end["phase"] == phase
+    assert end.keys() >= {
+        "schema_version",
+        "at",
+        "candidate_requests",
+        "candidate_bad",
+        "left_out",
+        "verdict",
+    }
+    assert [event["kind"] for event in events][:3] == ["started", "learned", "climbed"]
+    assert {"seq", "rollout", "reason", "weight", "step"} <= events[0].keys()
+    text = command(tmp_path, "--outcomes", "log.jsonl")
+    assert text.returncode == code
+    assert text.stdout.splitlines()[-1].startswith(phase.replace("_", " "))
+    assert len(text.stdout.splitlines()) == len(events) + 1
+
+
+def test_a_bad_line_is_one_line_on_stderr_and_nothing_else(tmp_path):
+    path = log_of(tmp_path, seconds=5)
+    path.write_text(path.read_text() + "{\n")
+    ran = command(tmp_path, "--outcomes", "log.jsonl")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert len(ran.stderr.splitlines()) == 1
+    assert "log.jsonl:501: " in ran.stderr
+    missing = command(tmp_path, "--outcomes", "nowhere.jsonl")
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)

@@ -56,6 +56,8 @@ class Api:
     async def handle(self, request: admin.AdminRequest) -> admin.AdminReply | AsyncIterator[bytes]:
         """One call; waits until the service serves (or has failed and takes this process with it)."""
         await self.serving.wait()
+        if self._controller.broken is not None:
+            raise self._controller.broken
         parts = request.path.split("/")
         if request.method == "GET" and parts[1:3] == ["v1", "rollouts"] and parts[4:] == ["events"]:
             return self._events(parts[3], request.query.get("after", "0"))
@@ -95,7 +97,7 @@ class Api:
         return documents.explain(self._controller, found[-1])
 
     async def _up(self, request: admin.AdminRequest) -> dict[str, Any]:
-        message = self._commands.up_again(_text(request, "manifest"), Path(_text(request, "path")))
+        message = await self._commands.up_again(_text(request, "manifest"), Path(_text(request, "path")))
         return {"changed": False, "message": message}
 
     async def _start(self, request: admin.AdminRequest) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from deployctl.errors import (
     UnconfirmedError,
     error_for,
 )
-from deployctl.manifest.load import load
+from deployctl.manifest.apart import read_apart
 from deployctl.manifest.manifest import Manifest, ModelRef, differing_keys, plan, service_spec
 from deployctl.traffic import BACKENDS
 
@@ -65,6 +65,7 @@ class Commands:
         self._supervisor = supervisor
         self._starting = asyncio.Lock()
         self.token: Callable[[], str] = partial(secrets.token_hex, 3)
+        self.read: Callable[[bytes, Path], Awaitable[Manifest]] = read_manifest
 
     async def up(self, text: str | None, path: Path) -> None:
         """Serve the baseline of the manifest or, after a restart, what the journal says is live.
@@ -73,7 +74,7 @@ class Commands:
         """
         controller = self._controller
         if text is not None:
-            await self._serve(read_manifest(text.encode(), path))
+            await self._serve(await self.read(text.encode(), path))
         key = controller.spec["routingKey"]
         self._supervisor.start_router(
             {
@@ -114,9 +115,9 @@ class Commands:
         await self._loaded(baseline, "baseline")
         controller.record_served(spec, baseline, prediction, manifest.text)
 
-    def up_again(self, text: str, path: Path) -> str:
+    async def up_again(self, text: str, path: Path) -> str:
         """`up` of a service that runs: nothing to do when `spec.service` is the same. Raises ConflictError otherwise."""
-        self._same_service(read_manifest(text.encode(), path))
+        self._same_service(await self.read(text.encode(), path))
         return f"{self._controller.name} runs already with this spec.service: nothing to do"
 
     async def start_rollout(self, text: str, path: Path, by: str) -> dict[str, Any]:
@@ -124,7 +125,7 @@ class Commands:
 
         The candidate is loaded, warmed and compared with the live version's signature before anything is written down.
         """
-        manifest = read_manifest(text.encode(), path)
+        manifest = await self.read(text.encode(), path)
         if manifest.candidate is None or manifest.strategy is None:
             raise InvalidError(f"{path}: no candidate and strategy in it: nothing to roll out")
         async with self._starting:
@@ -388,9 +389,9 @@ class Commands:
             )
 
 
-def read_manifest(text: bytes, path: Path, metrics: Collection[str] = tuple(METRICS)) -> Manifest:
-    """The manifest of these bytes, with the names that this build knows. Raises ManifestError."""
-    return load(text, str(path), engines=BACKENDS, metrics=metrics, base=path.parent)
+async def read_manifest(text: bytes, path: Path) -> Manifest:
+    """The manifest of these bytes, with the names that this build knows. Raises InvalidError with every problem."""
+    return await read_apart(text, path, engines=tuple(BACKENDS), metrics=tuple(METRICS))
 
 
 def signature_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:

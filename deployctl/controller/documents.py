@@ -46,6 +46,7 @@ def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[s
         "at": round(controller.clock.now, 3) if rollout and not rollout.finished else None,
         "waits_for": rollout.waits_for if rollout else None,
         "reason": _reason(rollout, verdict),
+        "trouble": controller.trouble,
         "pids": pids,
         "url": f"http://{address}",
         "model": controller.spec.get("model"),

@@ -136,6 +136,8 @@ class Controller:
         self.clock = RolloutClock()
         self.left_out = 0
         self.trouble: str | None = None
+        self.broken: IntegrityError | None = None
+        """Why nothing is decided any more: the journal is not what was written. Traffic stays as it is."""
         self.monotonic: Callable[[], float] = time.monotonic
         self.wall: Callable[[], str] = wall_time
         self._records: Records | None = None
@@ -402,7 +404,7 @@ class Controller:
     def tick(self, monotonic: float) -> None:
         """Observe → judge → decide → record → act. A failing step is an observation; the next tick tries again."""
         now = self.clock.advance(monotonic)
-        if self.service is None:
+        if self.service is None or self.broken is not None:
             return
         failures = [self._tried(self._move_on, now)]
         self._checkpoint_clock(now)
@@ -417,6 +419,10 @@ class Controller:
         except (UnavailableError, OSError) as error:
             if str(error) != self.trouble:
                 sys.stderr.write(f"deployctl: {error}\n")
+            return str(error)
+        except (IntegrityError, IllegalEventError) as error:
+            self.broken = IntegrityError(f"{error}; traffic stays as it was")
+            sys.stderr.write(f"deployctl: {self.broken}\n")
             return str(error)
         return None
 
