@@ -1,9 +1,9 @@
-# setup · check · test · bench · demo · lock. The second run of any of them needs no network.
+# setup · check · test · bench · bench-verdict · demo · lock. The second run of any of them needs no network.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup check test bench demo lock
+.PHONY: setup check test bench bench-verdict demo lock
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -27,6 +27,9 @@ test: setup
 
 bench: setup
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+bench-verdict: setup
+	$(BIN)/python -m benchmarks.verdict
 
 demo: setup
 	@$(BIN)/deployctl demo

@@ -122,6 +122,8 @@ class Supervisor:
         self._admin = open_private_socket(home.admin_socket)
         self._orders = open_private_socket(home.orders_socket)
         self._workers: dict[str, WorkerChild] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._heard = 0
         self._router: Child | None = None
         self._controller: Child | None = None
         self._control: asyncio.StreamWriter | None = None
@@ -183,6 +185,7 @@ class Supervisor:
         """Carry out one controller's messages until its channel ends."""
         reader, writer = await asyncio.open_unix_connection(sock=channel, limit=LONGEST_LINE)
         self._control = writer
+        self._heard = 0
         self._tell()
         try:
             while line := await reader.readline():
@@ -195,6 +198,7 @@ class Supervisor:
 
     def _carry_out(self, message: dict[str, Any]) -> None:
         if "workers" in message:
+            self._heard = message["number"]
             self._want_workers(message["workers"])
         if "router" in message and self._router is None:
             self._start_router(message["router"])
@@ -209,7 +213,7 @@ class Supervisor:
     def _want_workers(self, wanted: list[dict[str, Any]]) -> None:
         by_id = {settings["id"]: settings for settings in wanted}
         for gone in self._workers.keys() - by_id.keys():
-            self._background(_stop(self._workers.pop(gone)))
+            self._leaving[gone] = self._background(_stop(self._workers.pop(gone)))
         for worker_id, settings in by_id.items():
             if worker_id not in self._workers:
                 worker = WorkerChild(f"worker {settings['version']}", [], settings=settings)
@@ -244,6 +248,8 @@ class Supervisor:
 
     async def _keep_worker(self, worker: WorkerChild) -> None:
         """As `_keep`, with a report pipe; a worker that says it cannot load is not started again."""
+        if leaving := self._leaving.pop(worker.settings["id"], None):
+            await asyncio.wait([leaving])  # the one before it has the same socket
         loop = asyncio.get_running_loop()
         in_a_row = 0
         while not worker.stopping and not self._ended.is_set():
@@ -288,6 +294,7 @@ class Supervisor:
             return
         state = {
             "supervisor": os.getpid(),
+            "heard": self._heard,
             "routers": [self._router.pid] if self._router else [],
             "workers": [worker.described() for worker in self._workers.values()],
         }

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import STEP, Behaviour, FakeService
+from fakes import Behaviour, FakeService
 
 from deployctl.core.plan import Gate, MetricRule, Phase, Plan, Step, Version
 from deployctl.core.rollout import Kind

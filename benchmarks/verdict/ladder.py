@@ -22,7 +22,7 @@ from deployctl.core.outcome import (
     SETTLED_UNITS,
     Source,
 )
-from deployctl.core.panel import FAIL, PASS, SIDES, Panel
+from deployctl.core.panel import FAIL, PASS, Panel
 from deployctl.core.plan import MetricRule, Plan, Version
 from deployctl.core.rollout import Learned
 from deployctl.core.strategies import Canary, CanaryStep
@@ -30,6 +30,8 @@ from deployctl.core.strategies import Canary, CanaryStep
 Floats, Ints, Flags = NDArray[np.float64], NDArray[np.int_], NDArray[np.bool_]
 
 HOLD, PROMOTED, ROLLED_BACK = 0, 1, 2
+SIDES, HARM, SAFETY = 2, 0, 1
+"""Counts of a block: for harm, and for safety."""
 WEIGHTS = (5.0, 10.0, 25.0, 50.0)
 DWELL = 20.0
 
@@ -122,13 +124,13 @@ def climb(
         open_ &= (end < length) & (at <= horizon)
         n[~open_], bad[~open_] = 0.0, 0.0
         now = np.where(open_, at, now)
-        panel.add(Source.OUTCOME, n, bad, now)
+        panel.add(Source.OUTCOME, n[:, HARM], bad[:, HARM], now, safe=(n[:, SAFETY], bad[:, SAFETY]))
         result = panel.results()
         closed += 1
         units = np.where(open_, units, 0)
         seen += units
         runs.requests[row] += units
-        runs.bad[row] += bad[:, 0, 1, 0]
+        runs.bad[row] += bad[:, HARM, 1, 0]
         if trace and open_[0]:
             runs.paths.append((float(now[0]), float(runs.requests[0]), float(panel.harm()[0].sum())))
         place = np.where(open_, end + 1, place)
@@ -155,6 +157,7 @@ def keep(panel: Panel, which: Flags) -> None:
     held.counts = held.counts[:, which]
     for name in ("absolute", "_mass", "_unspent", "_restarts", "_began"):
         setattr(held, name, getattr(held, name)[which])
+    held._known = None  # noqa: SLF001 - as above
 
 
 class Units:
@@ -188,7 +191,7 @@ class Units:
 
     def cut(self, row: Ints, place: Ints, wanted: Ints, settled: Flags) -> tuple[Ints, Ints, Floats, Floats]:
         """Of each rollout's next block: the place of its last request, the candidate's units, and what the panel takes,
-        (rollouts, 3, 2, components): units and bad ones for harm, the step's safety and the whole rollout's.
+        (rollouts, 2, 2, components): units and bad ones for harm and for safety.
         """
         start = self._start[row]
         place = np.minimum(place, self._length)
@@ -215,8 +218,8 @@ class Units:
 
 
 class Keys:
-    """Blocks of callers. `unit` "key" is the product's rule (`core.outcome.Callers`): in each arm harm counts callers that have
-    not failed yet, and safety a caller once, in a step or in the whole rollout, and once more when it fails. "block", to compare:
+    """Blocks of callers. `unit` "key" is the product's rule (`core.outcome.Callers`): harm counts callers that have not failed
+    yet, whichever version answered them, and safety a caller once in a step, and once more when it fails. "block", to compare:
     a caller counts once in every block. A caller is bad in a block where its first request of it is.
     """
 
@@ -228,8 +231,8 @@ class Keys:
         self._of, self._user, self._earlier = requests, np.maximum(requests.user, 0), requests.earlier
         self._remembers = unit == "key"
         self._candidate = np.zeros(requests.time.shape, dtype=bool)
-        callers = (len(requests.time), int(self._user.max()) + 1, 2)
-        self._failed, self._seen, self._failed_in, self._seen_in = np.zeros((4, *callers), dtype=bool)
+        callers = (len(requests.time), int(self._user.max()) + 1)
+        self._failed, self._failed_in, self._seen_in = np.zeros((3, *callers), dtype=bool)
 
     def enter(self, rows: Ints, weight: float) -> None:
         """These rollouts are at this weight from now on."""
@@ -273,16 +276,14 @@ class Keys:
         rollout, request = of[where, 0], at[callers]
         arm = candidate[callers].astype(int)
         wrong = np.where(arm == 1, self._of.bad1[rollout, request, 0], self._of.bad0[rollout, request, 0])
-        who = (rollout, self._user[rollout, request], arm)
+        who = (rollout, self._user[rollout, request])
         n, bad = np.zeros((2, len(of), SIDES, 2))
-        for side, (failed, seen) in enumerate(
-            ((self._failed, None), (self._failed_in, self._seen_in), (self._failed, self._seen))
-        ):
+        for side, failed in ((HARM, self._failed), (SAFETY, self._failed_in)):
             open_ = ~failed[who] if self._remembers else np.ones(len(arm), bool)
-            known = open_ if seen is None or not self._remembers else open_ & (wrong | ~seen[who])
+            known = open_ if side == HARM or not self._remembers else open_ & (wrong | ~self._seen_in[who])
             np.add.at(n, (where, side, arm), known)
             np.add.at(bad, (where, side, arm), open_ & wrong)
-        for failed, seen in ((self._failed, self._seen), (self._failed_in, self._seen_in)):
+        for failed in (self._failed, self._failed_in):
             failed[who] |= wrong
-            seen[who] = True
+        self._seen_in[who] = True
         return n, bad

@@ -69,7 +69,7 @@ class Traffic(Protocol):
 
 
 class Versions(Protocol):
-    """Whoever runs the versions. `proven` are the reports of those that were ready once, by worker id; `failure` is why
+    """Whoever runs the versions. `proven` are the reports of those that have been ready since they are wanted, by worker id; `failure` is why
     one cannot be loaded, None for one that can or may yet.
     """
 
@@ -469,7 +469,10 @@ class Controller:
         kept = {settings["id"] for settings in preferred.values()} | {
             self._serving[digest] for digest in preferred if digest in self._serving
         }
-        self.workers.want([self._settings[i] for i in self._linger(kept, desired, monotonic)])
+        running = self._linger(kept, desired, monotonic)
+        self.workers.want([self._settings[i] for i in running])
+        # A version that is unloaded must be ready again before it is sent anything.
+        self._serving = {digest: one for digest, one in self._serving.items() if one in running}
 
     def _upstreams(self, wanted: list[Version]) -> tuple[Upstream, ...]:
         return tuple(

@@ -50,6 +50,7 @@ class SupervisorLink(asyncio.Protocol):
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
         self._asked: list[dict[str, Any]] | None = None
+        self._number = 0
 
     async def connect(self, control: socket.socket) -> None:
         """Take over the inherited socketpair."""
@@ -60,7 +61,10 @@ class SupervisorLink(asyncio.Protocol):
         wanted = list(settings)
         if wanted != self._asked:
             self._asked = wanted
-            self._send({"workers": wanted})
+            self._number += 1
+            ids = {settings["id"] for settings in wanted}
+            self.proven = {one: report for one, report in self.proven.items() if one in ids}
+            self._send({"workers": wanted, "number": self._number})
 
     def failure(self, identity: str) -> str | None:
         """Why this worker cannot load its model, None for one that can or may yet."""
@@ -100,8 +104,10 @@ class SupervisorLink(asyncio.Protocol):
 
     def _take(self, state: dict[str, Any]) -> None:
         self.workers = {worker["id"]: Worker(**worker) for worker in state.pop("workers")}
+        # News from before our last wish may be of a worker that is being stopped.
+        up_to_date = state.pop("heard") == self._number
         for worker in self.workers.values():
-            if worker.ready:
+            if worker.ready and up_to_date:
                 self.proven[worker.id] = worker.report["ready"]
         self.pids = state
         self._on_change()

@@ -171,6 +171,10 @@ class Judge:
         self.learned = learned
         self._panel = Panel(plan, learned)
         self.components = self._panel.components
+        self._places = {
+            source: np.array([c.metric.source is source for c in self.components], dtype=bool)
+            for source in Source
+        }
         self.guards = Guards(plan)
         self._excluded = Exclusions(self.components)
         self.history: list[tuple[float, float, float]] = []
@@ -191,13 +195,9 @@ class Judge:
 
     def add(self, block: Block) -> None:
         """Take in one block of one source; components of the other source stay as they are."""
-        of_step = block.split == self._step_split
-        places = np.array([c.metric.source is block.source for c in self.components], dtype=bool)
-        own = int(places.sum())
-        safe_n, safe_bad = (given[:, :own] for given in block.for_safety)
-        self._panel.add(
-            block.source, block.n[:, :own], block.bad[:, :own], block.at, of_step, (safe_n, safe_bad)
-        )
+        source, n, bad, of_step, (safe_n, safe_bad) = self._comparing(block)
+        places = self._places[source]
+        self._panel.add(source, n, bad, block.at, of_step, (safe_n, safe_bad))
         self.guards.add(block)
         n, bad = np.zeros((2, len(places))), np.zeros((2, len(places)))
         n[:, places], bad[:, places] = safe_n, safe_bad
@@ -208,6 +208,17 @@ class Judge:
             self._step_bad += bad
             self._excluded.add(n, bad, block.at)
         self._remember(block.at)
+
+    def foresee(self, blocks: list[Block]) -> None:
+        """Blocks that will be added next, if no step begins before: judged one by one they cost a fraction then."""
+        self._panel.foresee([self._comparing(block) for block in blocks])
+
+    def _comparing(self, block: Block) -> tuple[Source, Array, Array, bool, tuple[Array, Array]]:
+        """A block as the panel takes it: only what is compared."""
+        own = int(self._places[block.source].sum())
+        safe_n, safe_bad = (given[:, :own] for given in block.for_safety)
+        of_step = block.split == self._step_split
+        return block.source, block.n[:, :own], block.bad[:, :own], of_step, (safe_n, safe_bad)
 
     def width(self, source: Source) -> int:
         """Columns of a block of this source: those of comparing metrics, then one per limit."""

@@ -17,6 +17,7 @@ come from the past only. Incidents shared by both arms, drift and weight changes
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -55,6 +56,9 @@ def project(p0: Array, p1: Array, w: Array, relative: Array, absolute: Array) ->
     low = np.clip(np.minimum(p0, edge), 0.0, highest)
     high = np.clip(np.maximum(p0, edge), 0.0, highest)
     q = np.clip(w * edge + (1 - w) * p0, low, high)
+    done = np.zeros(
+        q.shape, dtype=bool
+    )  # each root stops by itself: its bits do not depend on what else is in the array
     for _ in range(_NEWTON_STEPS):
         q1 = relative * q + absolute
         a, b, c, d = q1 - p1, q - p0, q * (1 - q), q1 * (1 - q1)
@@ -64,8 +68,10 @@ def project(p0: Array, p1: Array, w: Array, relative: Array, absolute: Array) ->
         low, high = np.where(below, q, low), np.where(below, high, q)
         step = q - value / np.where(slope == 0, 1.0, slope)
         step = np.where((step >= low) & (step <= high) & (slope > 0), step, 0.5 * (low + high))
-        q, moved = step, np.abs(step - q).max(initial=0.0)
-        if moved < _CLOSE:  # what is left of the error is divided out by `log_factor`
+        close = np.abs(step - q) < _CLOSE
+        q = np.where(done, q, step)
+        done |= close
+        if done.all():  # what is left of the error is divided out by `log_factor`
             break
     return q, relative * q + absolute
 
@@ -141,6 +147,8 @@ class Evidence:
         self._step_share = STEP_BUDGET / max(2, steps - 1)
         self._restarts = np.zeros(shape, dtype=int)
         self._began = np.zeros(shape)
+        self._foreseen: deque[tuple[Array, Array]] = deque()
+        self._known: Array | None = None
         self.start(np.ones(len(harm), dtype=bool), 0.0)
 
     def start(self, rows: NDArray[np.bool_], at: float | Array) -> None:
@@ -148,6 +156,8 @@ class Evidence:
 
         `rows` is (rows,) or (replicates, rows), `at` one time or one for each replicate.
         """
+        self._foreseen.clear()
+        self._known = None
         which = np.broadcast_to(rows, self._unspent.shape)
         share = np.where(self.harm, START_HARM, START_SAFE)
         fresh = self._log_mix + np.log(share)[self._row]
@@ -166,25 +176,51 @@ class Evidence:
         A row whose block lacks one of the arms is left as it is: nothing can be compared.
         """
         self._renew_in_time(_per_replicate(at))
-        usable = (counts[0] > 0) & (counts[2] > 0)
-        p0, p1, valid = self._alternatives()
-        n0, k0, n1, k1 = (np.where(usable, x, 0.0) for x in counts)
+        block = _usable(np.stack(counts))
+        if self._foreseen and np.array_equal(self._foreseen[0][0], block[:, 0]):
+            factor = self._foreseen.popleft()[1]
+        else:
+            self._foreseen.clear()
+            factor = self._factors(block, self.counts, self.absolute)
+        self._mass += factor
+        self.counts += block
+        self._known = None
+
+    def foresee(self, blocks: Array) -> None:
+        """Work out the factors of the blocks that will be added next, together: (4, blocks, rows), of one replicate.
+
+        Alternatives come from counts alone, so all are known in advance; a block then costs a tenth, and its factor has the same
+        bits. What is added is compared with what was foreseen, and a step that begins makes it void.
+        """
+        blocks = _usable(blocks)
+        before = self.counts + np.cumsum(blocks, axis=1) - blocks
+        absolute = np.broadcast_to(self.absolute, before.shape[1:])
+        factors = self._factors(blocks, before, absolute)
+        self._foreseen = deque((blocks[:, at], factors[at : at + 1]) for at in range(blocks.shape[1]))
+
+    def _factors(self, counts: Array, before: Array, absolute: Array) -> Array:
+        """Log factors of blocks, (replicates, alternatives), where these counts were known before each; 0 for no alternative."""
+        p0, p1, valid = self._alternatives(before, absolute)
+        n0, k0, n1, k1 = counts
         block = (n0[:, self._row], k0[:, self._row], n1[:, self._row], k1[:, self._row])
-        factor = log_factor(block, p0, p1, self.relative[self._row], self.absolute[:, self._row])
+        factor = log_factor(block, p0, p1, self.relative[self._row], absolute[:, self._row])
         if self._conditional.any():
             odds = (p1 * (1 - p0) / (p0 * (1 - p1)))[:, self._conditional]
-            n0, k0, n1, k1 = (x[:, self._conditional] for x in block)
-            factor[:, self._conditional] = log_conditional_factor(n0, k0, n1, k1, odds)
-        self._mass += np.where(valid, factor, 0.0)
-        self.counts += np.stack((n0, k0, n1, k1))
+            of_both = [x[:, self._conditional] for x in block]
+            factor[:, self._conditional] = log_conditional_factor(
+                of_both[0], of_both[1], of_both[2], of_both[3], odds
+            )
+        return np.where(valid, factor, 0.0)
 
     def log_evidence(self) -> Array:
         """Log of each row's e-value, (replicates, rows)."""
+        if self._known is not None:
+            return self._known
         top = np.maximum.reduceat(self._mass, self._first, axis=1)
         grown = np.log(np.add.reduceat(np.exp(self._mass - top[:, self._row]), self._first, axis=1)) + top
         with np.errstate(divide="ignore"):
-            evidence: Array = np.logaddexp(grown, np.log(self._unspent))
-        return evidence
+            self._known = np.logaddexp(grown, np.log(self._unspent))
+        return self._known
 
     def _lay_out(self, harm: NDArray[np.bool_]) -> None:
         """One flat place per alternative: its row, its share of the row's mass, and how its p1 is chosen."""
@@ -202,13 +238,13 @@ class Evidence:
         self._log_mix = np.array(log_mix)
         self._gap, self._factor = np.array(gap), np.array(factor)
 
-    def _alternatives(self) -> tuple[Array, Array, NDArray[np.bool_]]:
+    def _alternatives(self, counts: Array, absolute: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
         """p0, p1 and whether it is an alternative at all, (replicates, alternatives), from the past only."""
-        n0, k0, n1, k1 = self.counts
+        n0, k0, n1, k1 = counts
         p0_of_row = np.clip((k0 + 20 * self._prior) / (n0 + 20), _LOWEST, 0.9)
         seen = np.clip((k1 + 2 * p0_of_row) / (n1 + 2), _LOWEST, _HIGHEST)[:, self._row]
         p0 = p0_of_row[:, self._row]
-        null = self.relative[self._row] * p0 + self.absolute[:, self._row]
+        null = self.relative[self._row] * p0 + absolute[:, self._row]
         p1 = np.where(np.isnan(self._gap), seen, np.minimum(null + self._gap, _HIGHEST))
         p1 = np.where(np.isnan(self._factor), p1, np.maximum(self._factor * p0, _LOWEST))
         on_harm = self.harm[self._row]
@@ -227,6 +263,13 @@ class Evidence:
         with np.errstate(divide="ignore"):
             fresh = self._log_mix + np.log(share)[:, self._row]
         self._mass = np.logaddexp(self._mass, fresh)
+        self._known = None
+
+
+def _usable(counts: Array) -> Array:
+    """Counts (4, replicates, rows) without those of rows whose block lacks one of the arms: nothing can be compared there."""
+    usable: Array = np.where((counts[0] > 0) & (counts[2] > 0), counts, 0.0)
+    return usable
 
 
 def _per_replicate(at: float | Array) -> Array:

@@ -298,3 +298,15 @@ def test_the_step_time_out_is_half_an_hour_or_six_times_what_the_slowest_step_ne
     )
     assert quiet.step_timeout == pytest.approx(slowest)
     assert quiet.step_timeout > DEFAULT_STEP_TIMEOUT
+
+
+def test_tolerance_zero_is_judged_by_where_the_bad_answers_fell():
+    """The robust form: it sees a difference, and an incident of both arms is none."""
+    plan = canary(5, 10, metrics=(MetricRule("error-rate", 0.0, 0.0, 0.005),))
+    calm, worse = Judge(plan, learned_of(plan)), Judge(plan, learned_of(plan))
+    for judge, bad in ((calm, 50), (worse, 1)):
+        judge.begin(0, 1, 0.0)
+        for _ in range(10):
+            judge.add(block(judge, Source.OUTCOME, 100, bad, 10, 5))
+    assert calm.result is not Result.FAIL
+    assert worse.result is Result.FAIL

@@ -11,6 +11,8 @@ from deployctl.records import Intake
 from deployctl.wire.admin import AdminClient
 
 RATE = 300
+SLACK = 0.02
+"""Seconds after the end of a process in which a request may still be written to it: its peer has not read the news yet."""
 
 
 def test_a_killed_controller_costs_no_request_and_the_rollout_goes_on_with_its_evidence(box):
@@ -61,17 +63,16 @@ def test_a_killed_router_costs_at_most_what_was_in_flight_and_comes_back_with_it
     assert box.run("canary", "ramp", box.manifest(canary={"minDwell": "60s"}), "--detach").code == 0
     with box.traffic(RATE) as traffic:
         traffic.wait_for_answers(20, of="2")
-        lost = 0
+        kills = []
         for _ in range(3):
             (router,) = box.status()["pids"]["routers"]
-            lost += _kill_one_in_flight(box, traffic, router)
+            kills.append(_kill_and_wait(box, router))
             wait_for(lambda gone=router: box.status()["pids"]["routers"] not in ([gone], [0], []))
             wait_for(lambda: box.status()["weight"] == 20, what="the split in force again")
             traffic.wait_for_answers(100)
             traffic.wait_for_answers(10, of="2")
-    refused = [answer for answer in traffic.failures if b"Refused" in answer.body]
-    assert not refused
-    assert len(traffic.failures) <= lost, [(answer.status, answer.body) for answer in traffic.failures]
+    assert not [answer for answer in traffic.failures if b"Refused" in answer.body]
+    assert not [answer for answer in traffic.failures if not _was_in_flight(answer, kills)]
     assert box.status()["phase"] == "progressing"
 
 
@@ -79,7 +80,7 @@ def test_a_killed_worker_costs_only_what_was_in_flight_in_it_and_comes_back(box)
     with box.traffic(RATE) as traffic:
         traffic.wait_for_answers(100)
         worker = box.status()["pids"]["workers"]["1"]
-        lost = _kill_one_in_flight(box, traffic, worker)
+        kill = _kill_and_wait(box, worker)
         back = wait_for(
             lambda: (pid := box.status()["pids"]["workers"].get("1")) not in {worker, 0, None} and pid
         )
@@ -88,10 +89,11 @@ def test_a_killed_worker_costs_only_what_was_in_flight_in_it_and_comes_back(box)
         settled = len(traffic.failures)
         traffic.wait_for_answers(RATE)
         assert len(traffic.failures) == settled
-    by_status = {status: count for status, count in traffic.statuses.items() if status != 200}
-    # 502: it was in flight in the worker; 504: it waited for the new one for longer than its time-out.
-    assert set(by_status) <= {502, 504}
-    assert by_status.get(502, 0) <= lost
+    # 502: it was in flight in the worker. 504: it waited for the new one for longer than its time-out.
+    assert not [answer for answer in traffic.failures if answer.status not in {502, 504}]
+    assert not [
+        answer for answer in traffic.failures if answer.status == 502 and not _was_in_flight(answer, [kill])
+    ]
 
 
 def test_a_killed_supervisor_takes_every_process_with_it_and_up_goes_on(box):
@@ -144,11 +146,16 @@ def test_a_rollback_that_no_router_confirms_is_4_and_holds_when_the_router_wakes
     wait_for(lambda: box.status()["weight"] == 0, what="weight 0")
 
 
-def _kill_one_in_flight(box, traffic, pid):
-    """SIGKILL; gives a bound on the requests that were in flight then. Callers go on, so it is read on both sides."""
-    before = traffic.in_flight
+def _kill_and_wait(box, pid):
+    """SIGKILL; gives when it was sent and when the process was gone. What is in flight between the two is lost with it."""
+    began = time.monotonic()
     box.kill(pid)
-    return max(before, traffic.in_flight) + 2
+    wait_for(lambda: not alive(pid))
+    return began, time.monotonic()
+
+
+def _was_in_flight(answer, kills):
+    return any(answer.sent <= gone + SLACK and answer.done >= began for began, gone in kills)
 
 
 def _candidate_answers(box):

@@ -10,7 +10,7 @@ REQUESTS = 200_000
 def test_no_request_fails_in_ramp_promotion_and_rollback(box):
     with box.traffic(500) as traffic:
         for _ in range(2):
-            assert box.ramp(box.manifest()).code == 0
+            assert box.ramp(box.manifest()).code == 0, traffic.failures
             assert box.run("rollback", NAME).code == 0
             assert box.run("canary", "ramp", box.manifest(canary={"minDwell": "60s"}), "--detach").code == 0
             traffic.wait_for_answers(20, of="2")

@@ -61,6 +61,11 @@ def slow(milliseconds):
     return _looping(f"slow {milliseconds}", int(milliseconds * _loops_per_millisecond()))
 
 
+def slow_to_warm_up(mark, milliseconds):
+    """Sound and quick on real rows, and slow on zeros: loading it takes this long, whatever the machine's disk does."""
+    return _looping(mark, int(milliseconds * _loops_per_millisecond()), on_zeros=True)
+
+
 def hanging():
     """Never answers."""
     return _looping("hanging", 2**62)
@@ -76,8 +81,8 @@ def other_shape():
     return _model("other shape", scores="scores", weights=6 * np.eye(FEATURES, CLASSES + 1, dtype=np.float32))
 
 
-def _looping(mark, rounds):
-    """`rounds` additions for every row that is not zero."""
+def _looping(mark, rounds, *, on_zeros=False):
+    """`rounds` additions for every row that is not zero, or for those that are."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go_on"], ["goes_on"]),
@@ -96,11 +101,19 @@ def _looping(mark, rounds):
     )
     nodes = [
         ("ReduceMax", ["sum"], ["largest"], {"keepdims": 0}),
-        ("Cast", ["largest"], ["rows"], {"to": INT64}),
-        ("Mul", ["rows", "rounds"], ["trips"], {}),
+        ("Cast", ["largest"], ["row"], {"to": INT64}),
+        ("Equal", ["row", "kind"], ["meant"], {}),
+        ("Cast", ["meant"], ["times"], {"to": INT64}),
+        ("Mul", ["times", "rounds"], ["trips"], {}),
         ("Loop", ["trips", "true", "zero"], ["fault"], {"body": body}),
     ]
-    constants = {"rounds": np.array(rounds, dtype=np.int64), "true": np.array(True), "zero": np.float32(0)}
+    kind = np.array(0 if on_zeros else 1, dtype=np.int64)
+    constants = {
+        "kind": kind,
+        "rounds": np.array(rounds, dtype=np.int64),
+        "true": np.array(True),
+        "zero": np.float32(0),
+    }
     return _model(mark, nodes, **constants)
 
 

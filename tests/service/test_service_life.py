@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 
+import faulty_models
 import pytest
 from service_rig import NAME, alive, wait_for
 
@@ -310,6 +311,22 @@ def test_keep_warm_keeps_the_version_before_for_its_time_and_a_later_rollback_lo
         back = box.run("rollback", NAME, "-o", "json")
         assert (back.code, back.json["weight"]) == (0, 0), back
         assert box.status()["live"] == "1"
+        traffic.wait_for_answers(50, of="1")
+    assert not traffic.failures
+
+
+def test_a_version_that_was_unloaded_is_loaded_before_it_sees_a_request_again(box):
+    for label in ("1", "2"):
+        box.model_file(label).write_bytes(faulty_models.slow_to_warm_up(label, 2_000))
+    box.up()
+    with box.traffic() as traffic:
+        assert box.run("canary", "ramp", box.manifest(canary=LONG), "--detach").code == 0
+        assert box.run("rollback", NAME).code == 0
+        wait_for(lambda: set(box.status()["pids"]["workers"]) == {"1"}, what="version 2 unloaded")
+        assert box.ramp(box.manifest(canary={"keepWarm": "100ms"})).code == 0
+        wait_for(lambda: set(box.status()["pids"]["workers"]) == {"2"}, what="version 1 unloaded")
+        back = box.run("rollback", NAME, "-o", "json")
+        assert (back.code, back.json["weight"]) == (0, 0), back
         traffic.wait_for_answers(50, of="1")
     assert not traffic.failures
 

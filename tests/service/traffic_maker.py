@@ -39,6 +39,9 @@ class Answer:
         self.id, self.row, self.sent = request_id, row, sent
         self.status, self.version, self.body, self.done = FAILED, None, b"", 0.0
 
+    def __repr__(self):
+        return f"<{self.status} after {self.latency:.3f} s: {self.body[:100]!r}>"
+
     @property
     def null(self):
         return b"null" in self.body
