@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "service"))
@@ -140,7 +141,7 @@ class Bench:
         body = {"manifest": manifest.read_text(), "path": str(manifest), "strategy": "canary", "by": "bench"}
         return str(self.client.post("/v1/rollouts", body)["rollout"])
 
-    def events(self, rollout: str) -> list[dict[str, object]]:
+    def events(self, rollout: str) -> list[dict[str, Any]]:
         """Every event, when the rollout is finished."""
         return list(self.client.stream(f"/v1/rollouts/{rollout}/events?after=0"))
 
@@ -157,7 +158,7 @@ class Bench:
                 if events[-1]["phase"] != "rolled_back":
                     print(f"{kind} run {run}: {events[-1]['phase']}: {events[-1]['reason']}", file=sys.stderr)
                 climbed = next(event for event in events if event["kind"] == "climbed")
-                took.values.append(float(events[-1]["at"]) - float(climbed["at"]))  # type: ignore[arg-type]
+                took.values.append(float(events[-1]["at"]) - float(climbed["at"]))
                 traffic.wait_for_answers(int(RATE * (TIMEOUT + 0.7)))  # those under way end, too
                 served.values.append(float(len(self.bad)))
                 latencies += [answer.latency * 1000 for answer in self.bad]
@@ -195,7 +196,7 @@ class Bench:
                     print(f"promotion run {run}: {events[-1]['reason']}", file=sys.stderr)
                     stayed.values[0] += 1
                 else:
-                    took.values.append(float(events[-1]["at"]))  # type: ignore[arg-type]
+                    took.values.append(float(events[-1]["at"]))
                     self.client.post("/v1/rollback", {"by": "bench", "reason": "", "to": None})
                 failed.values.append(float(len(traffic.failures) - before))
                 traffic.wait_for_answers(int(RATE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from benchmarks.verdict.ladder import HOLD, PROMOTED, ROLLED_BACK, Runs
@@ -95,27 +97,23 @@ def m6(pool: Pool, rollouts: int) -> list[Row]:
     return rows
 
 
-def m7(pool: Pool, rollouts: int) -> list[Row]:
+def m7(pool: Pool, rollouts: int) -> Iterator[Row]:
     """Seconds until a good version is promoted: 50/s, margin 0.5 points, step margins as the product has them, no bake."""
-    rows = []
     for base, limit in ((0.005, 240), (0.02, 660)):
         runs = pool.climb(Scenario(f"good at {100 * base:g} %", base, horizon=2400), rollouts, seed=70)
-        rows.append(_promoted(runs, f"good version promoted at {100 * base:g} %", limit))
+        yield _promoted(runs, f"good version promoted at {100 * base:g} %", limit)
     for base in (0.005, 0.02):
         scenario = Scenario("after incidents", base, incidents=True, horizon=3600)
         runs = pool.climb(scenario, rollouts, seed=71)
         held = runs.share(HOLD)
-        rows.append(
-            Row(
-                "M7",
-                f"held after an hour with incidents at {100 * base:g} %",
-                "≤ 1 %",
-                f"{percent(held)} ({percent(runs.share(ROLLED_BACK))} rolled back; median {runs.median('time', PROMOTED):.0f} s)",
-                held <= 0.01,
-                value=held,
-            )
+        yield Row(
+            "M7",
+            f"held after an hour with incidents at {100 * base:g} %",
+            "≤ 1 %",
+            f"{percent(held)} ({percent(runs.share(ROLLED_BACK))} rolled back; median {runs.median('time', PROMOTED):.0f} s)",
+            held <= 0.01,
+            value=held,
         )
-    return rows
 
 
 def _promoted(runs: Runs, what: str, limit: float) -> Row:

@@ -109,7 +109,7 @@ class RouteCheck:
         if self._known is not None:
             return self._known
         log = np.full(len(WEIGHT_FACTORS), math.log(1 / len(WEIGHT_FACTORS)))
-        for weight, (baseline, candidate) in self._counts.items():
+        for weight, (baseline, candidate) in sorted(self._counts.items()):
             other = np.minimum(WEIGHT_FACTORS * weight, 0.5 + 0.5 * weight)
             log += candidate * np.log(other / weight) + baseline * np.log((1 - other) / (1 - weight))
         self._known = float(np.logaddexp.reduce(log))

@@ -58,13 +58,12 @@ class Weighing:
         """Hold the arms' counts against the weight; a sticky caller counts once for each split."""
         if not len(outcomes) or Source.OUTCOME not in self.sources:
             return
-        for split, weight in self._weights.items():
+        for split in sorted(self._weights.keys() & set(outcomes["split"].tolist())):
             rows = outcomes[outcomes["split"] == split]
-            if len(rows) and self.by_key:
+            if self.by_key:
                 rows = self._new_callers(split, rows)
-            if len(rows):
-                candidate = int((rows["arm"] == 1).sum())
-                self.judge.guards.count(len(rows) - candidate, candidate, weight)
+            candidate = int(np.count_nonzero(rows["arm"] == 1))
+            self.judge.guards.count(len(rows) - candidate, candidate, self._weights[split])
 
     def _new_callers(self, split: int, rows: Columns) -> Columns:
         seen = self._callers.setdefault(split, set())
