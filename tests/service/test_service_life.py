@@ -362,10 +362,12 @@ def test_a_rollout_goes_on_after_down_and_up_with_the_evidence_it_had(box):
     wait_for(lambda: box.status()["weight"] == 20, what="the split of the journal in force")
     assert _counts(box.status()) == before
     with box.traffic() as traffic:
+        following = box.begin("canary", "ramp", manifest, "-o", "json")
+        seen = [following.stdout.readline()]
         assert box.run("resume", NAME, "-o", "json").json["changed"] is True
-        followed = box.ramp(manifest)
-        assert followed.code == 0, followed
-        assert {event["rollout"] for event in followed.lines} == {rollout}
+        out, said = following.communicate(timeout=60)
+        assert following.returncode == 0, said
+        assert {json.loads(line)["rollout"] for line in seen + out.splitlines()} == {rollout}
     assert not traffic.failures
 
 
