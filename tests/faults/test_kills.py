@@ -98,9 +98,9 @@ def test_a_killed_worker_costs_only_what_was_in_flight_in_it_and_comes_back(box)
 
 def test_a_killed_supervisor_takes_every_process_with_it_and_up_goes_on(box):
     manifest = box.manifest(canary={"minDwell": "1s"})
+    assert box.run("canary", "ramp", manifest, "--detach").code == 0
+    assert box.run("pause", NAME).code == 0
     with box.traffic(RATE) as traffic:
-        assert box.run("canary", "ramp", manifest, "--detach").code == 0
-        assert box.run("pause", NAME).code == 0
         traffic.wait_for_answers(30, of="2")
     status = box.status()
     before, pids = _candidate_answers(box), status["pids"]
