@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deployctl.errors import DeployctlError, Exit, UnavailableError
+from deployctl.errors import ConflictError, DeployctlError, Exit, UnavailableError
 from deployctl.statedir import ServiceHome
 
 BACKLOG = 4096
@@ -373,7 +373,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True, help="the service's own directory")
     parser.add_argument("--listen", required=True, help="HOST:PORT")
     parser.add_argument("--recover", action="store_true")
-    parser.add_argument("--output", choices=["text", "json"], default="text")
+    parser.add_argument("--output", choices=["text", "json"], help="given by `up` in the foreground")
     given = parser.parse_args()
     host, _, port = given.listen.rpartition(":")
     try:
@@ -383,9 +383,19 @@ def main() -> int:
                 lock.home, given.manifest, data, recover=given.recover, as_json=given.output == "json"
             )
             return asyncio.run(supervisor.run())
+    except ConflictError as error:
+        if given.output is None:
+            return _refused(error)
+        # Another `up` was quicker: ours starts over, finds the service running, and compares.
+        again = [sys.executable, "-m", "deployctl", "up", str(given.manifest), "-o", given.output]
+        os.execv(sys.executable, again)  # noqa: S606 - our own interpreter and module
     except DeployctlError as error:
-        print(f"deployctl: {error}", file=sys.stderr)  # noqa: T201 - the service's last line
-        return int(error.exit_code)
+        return _refused(error)
+
+
+def _refused(error: DeployctlError) -> int:
+    print(f"deployctl: {error}", file=sys.stderr)  # noqa: T201 - the service's last line
+    return int(error.exit_code)
 
 
 if __name__ == "__main__":

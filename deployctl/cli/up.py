@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0
 """A large model may load for a while; past this the start has failed."""
+ANSWER_SECONDS = 10.0
+"""How long a service that another `up` has just started may take to listen."""
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.05
 
@@ -149,9 +151,16 @@ def _last_words(log: Path, began: int) -> str:
 
 def _already_running(service: Service, manifest: Manifest, pid: int) -> Running:
     """Compare what it runs with what is asked for; the service refuses another `spec.service` with a conflict."""
+    deadline = time.monotonic() + ANSWER_SECONDS
     with service.client() as client:
-        client.post("/v1/up", {"manifest": manifest.text, "path": str(_path(manifest))})
-        return Running(client.get(STATUS), pid, "running")
+        while True:
+            try:
+                client.post("/v1/up", {"manifest": manifest.text, "path": str(_path(manifest))})
+                return Running(client.get(STATUS), pid, "running")
+            except UnavailableError:  # it holds its lock, but does not listen yet
+                if service.pid is None or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
 
 
 def _become(service: Service, manifest: Manifest, *, recover: bool, output: Output) -> NoReturn:

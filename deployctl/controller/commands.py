@@ -160,7 +160,14 @@ class Commands:
         """The answer when there is nothing to start. Raises ConflictError when something else is in the way."""
         service = self._controller.service
         assert service is not None
-        running = service.running
+        live, running = service.live, service.running
+        assert live is not None
+        if live.digest == desired.candidate.digest:
+            return {
+                "rollout": None,
+                "state": "already_live",
+                "message": f"version {live.version} is live already",
+            }
         if running is not None:
             if running.plan == desired:
                 message = f"rollout {running.id} of this manifest runs already"
@@ -169,14 +176,6 @@ class Commands:
                 f"rollout {running.id} (version {running.plan.baseline.version} to {running.plan.candidate.version}) is "
                 f"running; wait for it, or end it with: deployctl rollback {self._controller.name}"
             )
-        live = service.live
-        assert live is not None
-        if live.digest == desired.candidate.digest:
-            return {
-                "rollout": None,
-                "state": "already_live",
-                "message": f"version {live.version} is live already",
-            }
         if live.digest != desired.baseline.digest:
             raise ConflictError(
                 f"the manifest's baseline is version {desired.baseline.version} ({_short(desired.baseline)}), but version "

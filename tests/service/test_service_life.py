@@ -111,6 +111,19 @@ def test_two_ups_at_once_start_one_service_and_both_end_with_0(box):
     assert [record["type"] for record in box.records()] == ["served"]
 
 
+def test_two_ups_at_once_in_the_foreground_are_one_service_as_well(box):
+    """The quicker one stays; the other finds it running and ends with 0."""
+    manifest = box.manifest()
+    both = [box.begin("up", manifest, "-o", "json") for _ in range(2)]
+    wait_for(lambda: any(process.poll() is not None for process in both), within=60)
+    (ended,) = [process for process in both if process.poll() is not None]
+    out, said = ended.communicate(timeout=20)
+    assert ended.returncode == 0, said
+    assert json.loads(out)["state"] == "running"
+    (stays,) = [process for process in both if process is not ended]
+    assert json.loads(out)["pid"] == stays.pid == box.supervisor
+
+
 def test_down_stops_it_and_down_again_has_nothing_to_do(box):
     box.up()
     pids = box.status()["pids"]
