@@ -1,11 +1,17 @@
 """Options that the whole suite knows."""
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine is no counterexample: what is slow is measured in benchmarks/, never asserted here.
 settings.register_profile("deployctl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("deployctl")
+
+# What `nohup` ignores would be ignored by every process that the tests start, and some of them are tested with just that.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
