@@ -231,7 +231,11 @@ class Judge:
         ):
             return
         self.history.append(
-            (at, self.harm_total, float(np.exp(min(self._panel.safe_log()[0].min(initial=0), BIGGEST_LOG))))
+            (
+                at,
+                self.harm_total,
+                float(np.exp(min(self._panel.safe_log()[0].min(initial=BIGGEST_LOG), BIGGEST_LOG))),
+            )
         )
         if len(self.history) > 2 * HISTORY_POINTS:
             self.history = self.history[::2]

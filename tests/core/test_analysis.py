@@ -310,3 +310,13 @@ def test_tolerance_zero_is_judged_by_where_the_bad_answers_fell():
             judge.add(block(judge, Source.OUTCOME, 100, bad, 10, 5))
     assert calm.result is not Result.FAIL
     assert worse.result is Result.FAIL
+
+
+def test_the_history_tells_how_safety_grows():
+    judge = judge_of("error-rate")
+    judge.begin(0, 1, 0.0)
+    for second in range(5):
+        judge.add(block(judge, Source.OUTCOME, 400, 0, 40, 0, at=float(second)))
+    safe = [safe for _, _, safe in judge.history]
+    assert safe == sorted(safe)
+    assert safe[-1] > 20
