@@ -38,11 +38,25 @@ class Version:
     digest: str
 
 
+HUMAN = Version("human", "")
+"""The baseline of a first deployment: people decide, no model's answer is given to anybody, and no worker runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A version that gets copies of requests, whose answers are used for no decision. `arm` is its number in outcomes."""
+
+    arm: int
+    version: Version
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """The whole desired traffic: who is served by whom. `number` identifies it in every outcome.
 
-    `weight` and `mirror` are percentages of callers, 0 to 100. `salt` is the rollout id.
+    `weight` is the percentage of callers that the candidate answers. `mirror` is the percentage of requests that are copied to
+    those of `copies` who did not answer them; a copy may take `copy_timeout` seconds (None: as long as a request) and
+    `copy_limit` of them are with one version at once. `salt` is the rollout id.
     """
 
     number: int
@@ -51,6 +65,9 @@ class Split:
     weight: float = 0.0
     mirror: float = 0.0
     salt: str = ""
+    copies: tuple[Copy, ...] = ()
+    copy_timeout: float | None = None
+    copy_limit: int = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,10 +80,17 @@ class Batch(msgspec.Struct, tag="batch", frozen=True):
     `watermark` is the start of the oldest request still in flight (CLOCK_MONOTONIC seconds; the time of sending when
     there is none): every request that started before it is in this batch or an earlier one. Numeric columns are the
     bytes of little-endian arrays: key u8 (8 bytes, hash of the routing key), arm i1 (0 baseline, 1 candidate, -1 a
-    loaded version outside the split, always explicit), split u4,
+    loaded version outside the split, always explicit; 2… further versions that get copies), split u4,
     start f8 (CLOCK_MONOTONIC seconds), latency f4 (milliseconds), status u2 (499: the client left), null i1,
     explicit i1 (a versioned path, never evidence). `prediction` is None where none could be read.
     `dropped` counts outcomes that this router had to throw away since it started.
+
+    Where requests are copied: serial u8 (number of the request in this router process; a copy has that of its request),
+    mirrored i1 (1: a copy, whose answer was used for nothing; its start is that of its request, its latency its own), copies u2 (of
+    a request itself: the arms that copies were sent to, a bit for each), confidence f4 (NaN where unknown), input u8 (keyed hash of
+    the body, 0 where none is asked for). These columns are empty where nothing of them is asked for. `inputs` are bodies, by serial,
+    where the manifest wants them. `mirror_watermark` is the start of the oldest request with a copy still to be reported, or
+    `watermark` without one. `mirror_dropped` counts copies by arm that were never sent, since the router started.
     """
 
     number: int
@@ -100,6 +107,14 @@ class Batch(msgspec.Struct, tag="batch", frozen=True):
     prediction: list[str | None]
     labels: list[LabelRow]
     dropped: int = 0
+    serial: bytes = b""
+    mirrored: bytes = b""
+    copies: bytes = b""
+    confidence: bytes = b""
+    input: bytes = b""
+    inputs: dict[int, bytes] = {}
+    mirror_watermark: float | None = None
+    mirror_dropped: dict[int, int] = {}
 
 
 Down = Order | Ack
