@@ -1,4 +1,4 @@
-"""E-processes that need one arm, pairs, or scores: bets on a mean that lose nothing, in expectation, while the null holds.
+"""E-processes that need one arm, or scores: bets on a mean that lose nothing, in expectation, while the null holds.
 
 A bet multiplies the evidence by 1 + lambda (x - bound) for a bounded observation x whose mean is at most `bound` under the null
 (Waudby-Smith and Ramdas, arXiv 2010.09686). lambda is fixed in advance and mixed over, so no tuning looks at the data.
@@ -14,9 +14,6 @@ from deployctl.core.evidence import Array
 
 LIMIT_FACTORS = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0])
 """Alternatives of a limit: the rate is this many times the limit."""
-
-PAIRED_BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
-"""Stakes of a paired test, as shares of the largest stake that cannot go bankrupt."""
 
 WEIGHT_FACTORS = np.array([0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0])
 """Alternatives of the route check: the real share is this many times the weight."""
@@ -60,30 +57,6 @@ class Limits:
         if self._unspent > 0:
             evidence = np.logaddexp(evidence, math.log(self._unspent))
         return evidence
-
-
-class Paired:
-    """Two versions asked the same thing: is the candidate worse (or not worse by a margin) on the same input?
-
-    Each pair gives d = bad of the candidate - bad of the baseline, in {-1, 0, 1}. `harm`: null "mean of d <= bound"; otherwise
-    (safety) null "mean of d >= bound". What both got right or wrong costs nothing, which is why it needs so few pairs.
-    """
-
-    def __init__(self, bound: float, *, harm: bool) -> None:
-        sign = 1.0 if harm else -1.0
-        self._sign, self._bound = sign, sign * bound
-        self._stakes = PAIRED_BETS / (1.0 + self._bound)  # 1 + stake (x - bound) stays above 0 for x = -1
-        self._log = np.zeros(len(PAIRED_BETS))
-
-    def add(self, worse: float, same: float, better: float) -> None:
-        """Counts of pairs in which the candidate did worse, as well, and better than the baseline."""
-        for count, d in ((worse, 1.0), (same, 0.0), (better, -1.0)):
-            self._log += count * np.log1p(self._stakes * (self._sign * d - self._bound))
-
-    def log_evidence(self) -> float:
-        """Log of the e-value."""
-        top = float(self._log.max())
-        return math.log(float(np.exp(self._log - top).mean())) + top
 
 
 class RouteCheck:

@@ -1,4 +1,4 @@
-"""Bets on one arm, on pairs, on scores: none of them may gain, in expectation, while its null holds."""
+"""Bets on one arm, on scores: none of them may gain, in expectation, while its null holds."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployctl.core.betting import Limits, Paired, RouteCheck, log_score_factor
+from deployctl.core.betting import Limits, RouteCheck, log_score_factor
 from deployctl.core.evidence import log_conditional_factor, project
 
 RATES = st.floats(0.001, 0.6)
@@ -39,48 +39,6 @@ def test_a_capped_limit_forgets_a_breach_that_is_over():
     assert limits.log_evidence()[0] >= math.log(20)
     limits.add(np.array([5_000.0]), np.array([10.0]), 2.0)
     assert limits.log_evidence()[0] < math.log(20)
-
-
-@given(
-    harm=st.booleans(),
-    bound=st.floats(0.0, 0.2),
-    worse=st.floats(0.0, 0.5),
-    n=st.integers(1, 25),
-)
-def test_pairs_gain_nothing_while_the_difference_is_within_its_bound(harm, bound, worse, n):
-    """The mean of d is exactly at the bound: the worst case of the null."""
-    better = max(0.0, worse - bound)
-    worse = better + bound
-    chances = (worse, 1 - worse - better, better)
-    if chances[1] < 0:
-        return
-    mean = 0.0
-    for stake in Paired(bound, harm=harm)._stakes:
-        sign = 1.0 if harm else -1.0
-        mean = sum(
-            chance * (1 + stake * (sign * d - sign * bound))
-            for chance, d in zip(chances, (1, 0, -1), strict=True)
-        )
-        assert mean <= 1 + 1e-9
-        assert 1 + stake * (-1 - sign * bound) > 0
-    paired = Paired(bound, harm=harm)
-    paired.add(0, n, 0)
-    assert math.isfinite(paired.log_evidence())
-
-
-def test_pairs_need_far_fewer_requests_where_the_models_mostly_agree():
-    rng = np.random.default_rng(7)
-    needed = []
-    for _ in range(60):
-        paired, pairs = Paired(0.0, harm=True), 0
-        while paired.log_evidence() < math.log(100) and pairs < 20_000:
-            worse = rng.binomial(20, 0.025)
-            better = rng.binomial(20 - worse, 0.005)
-            paired.add(worse, 20 - worse - better, better)
-            pairs += 20
-        needed.append(pairs)
-    # Two arms need about 3,400 candidate requests for 5 -> 7 % (research note: stats 4.5).
-    assert np.median(needed) < 3_400 / 4
 
 
 @given(weight=st.floats(0.01, 0.99), n=st.integers(1, 30))
