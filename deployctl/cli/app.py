@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployctl.cli import decisions, history, ramp, replay, status, up
+from deployctl.cli import decisions, history, ramp, replay, shadow, status, up
 from deployctl.cli.options import AsOutput, ManifestFile, Output
 from deployctl.errors import Exit
 
@@ -117,6 +117,7 @@ for verb, name, example in (
     (plan, "plan", "deployctl plan rollout.yaml -o json"),
     (up.up, "up", "deployctl up rollout.yaml --detach"),
     (up.down, "down", "deployctl down digits"),
+    (shadow.shadow, "shadow", "deployctl shadow rollout.yaml --timeout 30m"),
     (decisions.rollback, "rollback", "deployctl rollback digits --reason 'wrong on invoices'"),
     (decisions.promote, "promote", "deployctl promote digits"),
     (decisions.pause, "pause", "deployctl pause digits"),

@@ -37,6 +37,27 @@ Reason = Annotated[
 ]
 
 
+Up = Annotated[
+    bool, typer.Option("--up", help="Start the service if it does not run; it outlives this command.")
+]
+WatchFor = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout",
+        metavar="DURATION",
+        help="Watch for at most this long, e.g. 30m; the rollout goes on.",
+        show_default=False,
+    ),
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Start it and return at once.")]
+RollbackOnCancel = Annotated[
+    bool,
+    typer.Option(
+        "--rollback-on-cancel", help="SIGINT and SIGTERM roll back, instead of ending the watching only."
+    ),
+]
+
+
 def person() -> str:
     """Who gives the order, as the journal records it."""
     try:

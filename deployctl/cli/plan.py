@@ -13,7 +13,7 @@ from deployctl.errors import Exit, InvalidError
 from deployctl.views.console import say, show_document
 
 if TYPE_CHECKING:
-    from deployctl.core.forecast import StepForecast, Traffic
+    from deployctl.core.forecast import MetricForecast, StepForecast, Traffic
     from deployctl.core.plan import Plan, Version
     from deployctl.manifest.manifest import Manifest, ModelRef
 
@@ -28,20 +28,21 @@ def run_plan(
 ) -> int:
     """Print the plan of a manifest at this traffic (requests and labels a second, baseline's rate of bad answers)."""
     from deployctl.core.forecast import Traffic, forecast  # noqa: PLC0415 - numpy: --help does without
+    from deployctl.core.plan import HUMAN  # noqa: PLC0415 - as above
     from deployctl.manifest.manifest import plan  # noqa: PLC0415 - as above
 
     if rate <= 0 or not 0 <= base_rate < 1:
         raise InvalidError("--rate must be above 0 requests a second, --base-rate from 0 to below 1")
     manifest = read_manifest(file)
-    baseline, ours = _checked(manifest.baseline)
+    baseline, ours = (HUMAN, None) if manifest.baseline is None else _checked(manifest.baseline)
     if manifest.candidate is None or manifest.strategy is None:
         _print_service(manifest, baseline, as_json=as_json)
         return Exit.DONE
-    candidate, theirs = _checked(manifest.candidate)
-    compiled = plan(manifest, baseline, candidate)
+    checked = [_checked(candidate) for candidate in manifest.candidates]
+    compiled = plan(manifest, baseline, *(version for version, _ in checked))
     traffic = Traffic(rate, rate if label_rate is None else label_rate, base_rate)
     steps = forecast(compiled, traffic)
-    difference = _difference(ours, theirs)
+    difference = next((words for _, theirs in checked if (words := _difference(ours, theirs))), None)
     if as_json:
         show_document(_document(manifest, compiled, traffic, steps, difference))
     else:
@@ -65,12 +66,12 @@ def _checked(model: ModelRef) -> tuple[Version, dict[str, Any]]:
     return Version(model.version, found), report
 
 
-def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+def _difference(ours: dict[str, Any] | None, theirs: dict[str, Any]) -> str | None:
     from deployctl.controller.commands import signature_difference  # noqa: PLC0415 - as above
 
     if theirs["nonfinite"]:
         return f"the warm-up on zeros gave NaN or infinity in {', '.join(theirs['nonfinite'])}"
-    return signature_difference(ours, theirs)
+    return None if ours is None else signature_difference(ours, theirs)
 
 
 def _print_service(manifest: Manifest, baseline: Version, *, as_json: bool) -> None:
@@ -121,10 +122,9 @@ def _finite(value: Any) -> Any:
 def _lines(
     manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], difference: str | None
 ) -> Iterator[str]:
-    yield (
-        f"{manifest.name}: {plan.strategy} of version {plan.candidate.version} ({plan.candidate.digest[:19]}) against "
-        f"version {plan.baseline.version} ({plan.baseline.digest[:19]})"
-    )
+    tried = ", ".join(f"version {one.version} ({one.digest[:19]})" for one in plan.candidates)
+    live = "people" if plan.people_alone else f"version {plan.baseline.version} ({plan.baseline.digest[:19]})"
+    yield f"{manifest.name}: {plan.strategy} of {tried} against {live}"
     yield f"signatures: {difference or 'inputs and outputs are the same'}"
     yield (
         f"assumed: {traffic.requests_per_second:g} requests/s, {traffic.labels_per_second:g} labels/s, a baseline with "
@@ -136,22 +136,45 @@ def _lines(
     )
     for number, step in enumerate(steps, 1):
         person = ", then a person promotes" if step.awaits_person else ""
+        share = f"weight {step.weight:g} %" if step.weight else f"copies of {step.mirror:g} % of the requests"
         yield (
-            f"step {number} of {len(steps)}: weight {step.weight:g} %, {_time(step.typical)} (slow case {_time(step.slow)}), "
+            f"step {number} of {len(steps)}: {share}, {_time(step.typical)} (slow case {_time(step.slow)}), "
             f"at least {_time(step.dwell)}{person}"
         )
         for metric in step.metrics:
-            yield (
-                f"    {metric.name:<17} excludes +{100 * metric.margin:.3g} points with {metric.units:,.0f} candidate "
-                f"{metric.unit} in {_time(metric.typical)}; will not notice an increase below {100 * metric.unnoticed:.2g} points"
-            )
+            yield f"    {metric.name:<17} {_metric(metric)}"
         if step.warning:
             yield f"    warning: {step.warning}"
+    if plan.strategy == "shadow":
+        yield _end_of_shadow(plan)
+        return
     total, slow = sum(step.typical for step in steps), sum(step.slow for step in steps)
     limit = (
         "30 minutes or what the traffic asks for" if plan.step_timeout is None else _time(plan.step_timeout)
     )
     yield f"promotion after {_time(total)}, slow case {_time(slow)}; a step that shows nothing within {limit}: {plan.on_inconclusive.value}"
+
+
+def _metric(metric: MetricForecast) -> str:
+    """What one metric asks of one step, and what it will not notice."""
+    if metric.budget:
+        return (
+            f"excludes a rate of {100 * metric.margin:.3g} % with {metric.units:,.0f} {metric.unit} in {_time(metric.typical)} "
+            f"where the candidate's is half of it; will not notice one below {100 * (metric.margin + metric.unnoticed):.2g} %"
+        )
+    return (
+        f"excludes +{100 * metric.margin:.3g} points with {metric.units:,.0f} candidate {metric.unit} in "
+        f"{_time(metric.typical)}; will not notice an increase below {100 * metric.unnoticed:.2g} points"
+    )
+
+
+def _end_of_shadow(plan: Plan) -> str:
+    labels = f" and at least {plan.min_labels} labels" if plan.min_labels else ""
+    assert plan.step_timeout is not None
+    return (
+        f"it ends on fail at once (exit 3), on pass with every metric shown{labels} (exit 0), "
+        f"else as inconclusive after {_time(plan.step_timeout)} (exit 5)"
+    )
 
 
 def _time(seconds: float) -> str:

@@ -50,19 +50,19 @@ def replay(
 def _plan(file: str, header: Header | None) -> Plan:
     """The plan of a manifest. Versions are those of the log where the labels agree: their bytes are not needed."""
     from deployctl.cli.manifests import read_manifest  # noqa: PLC0415 - as above
-    from deployctl.core.plan import Version  # noqa: PLC0415 - as above
+    from deployctl.core.plan import HUMAN, Version  # noqa: PLC0415 - as above
     from deployctl.manifest.manifest import plan  # noqa: PLC0415 - as above
 
     manifest = read_manifest(file)
-    candidate = manifest.candidate or manifest.baseline  # `plan` says what is missing
-    baseline, other = (Version(model.version, model.digest or "") for model in (manifest.baseline, candidate))
+    models = [manifest.baseline, *manifest.candidates]
+    versions = [HUMAN if model is None else Version(model.version, model.digest or "") for model in models]
     live = header.plan if header else None
-    if live is not None and (live.baseline.version, live.candidate.version) == (
-        baseline.version,
-        other.version,
-    ):
-        baseline, other = live.baseline, live.candidate
-    return plan(manifest, baseline, other)
+    recorded = [live.baseline, *live.candidates] if live is not None else []
+    if [version.version for version in recorded] == [version.version for version in versions]:
+        versions = recorded
+    if len(versions) == 1:
+        versions.append(versions[0])  # `plan` says what is missing
+    return plan(manifest, *versions)
 
 
 def _show(run: Replay, output: Output) -> None:

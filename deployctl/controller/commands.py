@@ -17,7 +17,7 @@ from typing import Any
 from deployctl.controller.loop import Controller
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.metrics import METRICS
-from deployctl.core.plan import Phase, Plan, Version
+from deployctl.core.plan import HUMAN, Phase, Plan, Version
 from deployctl.core.rollout import Cause, Event, Kind, Rollout, pass_step
 from deployctl.errors import (
     ConflictError,
@@ -91,7 +91,7 @@ class Commands:
 
     def _still_stored(self, live: Version) -> Version:
         stored = self._controller.store.path(live.digest)
-        if not stored.is_file():
+        if live != HUMAN and not stored.is_file():
             raise IntegrityError(f"{stored}: the model of live version {live.version} is gone; put it back")
         return live
 
@@ -108,7 +108,7 @@ class Commands:
 
     async def _first_up(self, manifest: Manifest, spec: dict[str, Any]) -> None:
         controller = self._controller
-        baseline = self._stored(manifest.baseline)
+        baseline = self._baseline(manifest)
         controller.spec = spec
         prediction = _prediction(manifest)
         controller.remember_prediction(baseline, prediction)
@@ -130,30 +130,32 @@ class Commands:
             raise InvalidError(f"{path}: no candidate and strategy in it: nothing to roll out")
         async with self._starting:
             self._same_service(manifest)
-            baseline = self._stored(manifest.baseline)
-            candidate = self._stored(manifest.candidate)
-            desired = plan(manifest, baseline, candidate)
+            baseline = self._baseline(manifest)
+            candidates = [self._stored(model) for model in manifest.candidates]
+            desired = plan(manifest, baseline, *candidates)
             settled = self._settled(desired)
             if settled is not None:
                 return settled
             undo = [
                 self._controller.remember_prediction(version, _prediction(manifest))
-                for version in (baseline, candidate)
+                for version in (baseline, *candidates)
+                if version != HUMAN
             ]
-            self._controller.trying = candidate
+            self._controller.trying = tuple(candidates)
             try:
-                await self._check_candidate(baseline, candidate)
+                for candidate in candidates:
+                    await self._check_candidate(baseline, candidate)
                 rollout = self._begin(desired, by, "", text, _prediction(manifest))
             except BaseException:
                 for take_back in undo:
                     take_back()
                 raise
             finally:
-                self._controller.trying = None
+                self._controller.trying = ()
                 self._controller.wake()
-        message = (
-            f"rollout {rollout.id} of version {candidate.version} against version {baseline.version} began"
-        )
+        tried = " and ".join(f"version {candidate.version}" for candidate in candidates)
+        against = "people" if baseline == HUMAN else f"version {baseline.version}"
+        message = f"rollout {rollout.id} of {tried} against {against} began"
         return {"rollout": rollout.id, "state": "started", "message": message}
 
     def _settled(self, desired: Plan) -> dict[str, Any] | None:
@@ -162,7 +164,7 @@ class Commands:
         assert service is not None
         live, running = service.live, service.running
         assert live is not None
-        if live.digest == desired.candidate.digest:
+        if live.digest in {candidate.digest for candidate in desired.candidates}:
             return {
                 "rollout": None,
                 "state": "already_live",
@@ -177,11 +179,16 @@ class Commands:
                 f"running; wait for it, or end it with: deployctl rollback {self._controller.name}"
             )
         if live.digest != desired.baseline.digest:
+            if live == HUMAN:
+                raise ConflictError(
+                    f"nobody but people is live here, and the manifest's baseline is version {desired.baseline.version}; make a "
+                    f"version live first: deployctl promote {self._controller.name} --full --reason TEXT, after its shadow"
+                )
             raise ConflictError(
                 f"the manifest's baseline is version {desired.baseline.version} ({_short(desired.baseline)}), but version "
                 f"{live.version} ({_short(live)}) is live; name the live version as baseline"
             )
-        for version in (desired.baseline, desired.candidate):
+        for version in (desired.baseline, *desired.candidates):
             known = service.known.get(version.version)
             if known is not None and known.digest != version.digest:
                 raise ConflictError(
@@ -192,6 +199,8 @@ class Commands:
 
     async def _check_candidate(self, baseline: Version, candidate: Version) -> None:
         theirs = await self._loaded(candidate, "candidate")
+        if baseline == HUMAN:
+            return
         ours = await self._loaded(baseline, "baseline")
         if problem := signature_difference(ours, theirs):
             raise InvalidError(
@@ -201,6 +210,8 @@ class Commands:
     async def _loaded(self, version: Version, role: str) -> Mapping[str, Any]:
         """The report of a version's worker, once it is loaded and warmed. Raises what the worker said otherwise."""
         controller = self._controller
+        if version == HUMAN:
+            return {}
         identity = controller.settings_id(version)
         deadline = time.monotonic() + LOAD_SECONDS
         while time.monotonic() < deadline:
@@ -222,6 +233,9 @@ class Commands:
                 return report
             await asyncio.sleep(0.01)
         raise UnavailableError(f"{role} {version.version} was not ready within {LOAD_SECONDS:g} s")
+
+    def _baseline(self, manifest: Manifest) -> Version:
+        return HUMAN if manifest.baseline is None else self._stored(manifest.baseline)
 
     def _stored(self, model: ModelRef) -> Version:
         digest, _ = self._controller.store.add(model.path, model.digest)
@@ -299,19 +313,28 @@ class Commands:
                     message=f"version {label} is live already",
                     rollout=controller.service.rollout,
                 )
-            controller.trying = target
-            try:
-                await self._check_candidate(live, target)
-                desired = Plan("rollback", live, target, (), ())
-                rollout = self._begin(desired, by, reason, None, controller.prediction_of(target))
-                words = reason or f"to version {label} by hand"
-                event = Event(0, Kind.PROMOTED, controller.order_time(), by, Cause.PERSON, words)
-                controller.record(rollout.id, event)
-            finally:
-                controller.trying = None
+            await self._go_to(target, "rollback", by, reason)
         await self._confirm()
-        message = f"version {label} answers all callers, version {live.version} stays loaded"
+        stays = "people decided before" if live == HUMAN else f"version {live.version} stays loaded"
+        message = f"version {label} answers all callers, {stays}"
         return Changed(changed=True, message=message, rollout=controller.last)
+
+    async def _go_to(self, target: Version, strategy: str, by: str, reason: str) -> None:
+        """All callers to this version, loaded and checked first: a rollout of one step, by a person's word alone."""
+        controller = self._controller
+        assert controller.service is not None
+        live = controller.service.live
+        assert live is not None
+        controller.trying = (target,)
+        try:
+            await self._check_candidate(live, target)
+            desired = Plan(strategy, live, target, (), ())
+            rollout = self._begin(desired, by, reason, None, controller.prediction_of(target))
+            words = reason or f"to version {target.version} by hand"
+            event = Event(0, Kind.PROMOTED, controller.order_time(), by, Cause.PERSON, words)
+            controller.record(rollout.id, event)
+        finally:
+            controller.trying = ()
 
     async def promote(self, by: str, reason: str, *, full: bool) -> Changed:
         """Pass what waits for a person; with `full` skip all that is left, recorded as without evidence."""
@@ -320,6 +343,8 @@ class Commands:
         assert controller.service is not None
         rollout = controller.service.running
         if rollout is None:
+            if full and (shadowed := controller.service.rollout) and shadowed.phase is Phase.RETIRED:
+                return await self._promote_shadowed(shadowed, by, reason)
             return Changed(
                 changed=False,
                 message="nothing waits: no rollout is running",
@@ -330,10 +355,13 @@ class Commands:
                 "nothing waits for a person: the gate goes on by itself (promote --full skips what is left)"
             )
             return Changed(changed=False, message=words, rollout=rollout)
+        if full and rollout.plan.others:
+            raise InvalidError(
+                "several candidates are tried: end the shadow first (rollback), then shadow one of them"
+            )
         verdict = controller.full_verdict()
         if full:
-            if not reason:
-                raise InvalidError("promote --full needs --reason TEXT: it is recorded as without evidence")
+            _needs_reason(reason)
             await self._loaded(rollout.plan.candidate, "candidate")
             now = controller.order_time()
             words = f"without evidence: {reason}"
@@ -349,6 +377,20 @@ class Commands:
         return Changed(
             changed=True, message=f"{after.phase.value} at weight {after.weight:g} %", rollout=after
         )
+
+    async def _promote_shadowed(self, shadowed: Rollout, by: str, reason: str) -> Changed:
+        """The candidate of a shadow that has ended becomes live: by a person's word, whatever the shadow showed."""
+        _needs_reason(reason)
+        candidate = shadowed.plan.candidate
+        if shadowed.plan.others:
+            raise InvalidError(
+                "several candidates were tried: name one (deployctl rollback NAME --to VERSION)"
+            )
+        async with self._starting:
+            await self._go_to(candidate, "promotion", by, reason)
+        await self._confirm()
+        words = f"version {candidate.version} answers all callers"
+        return Changed(changed=True, message=words, rollout=self._controller.last)
 
     def pause(self, by: str) -> Changed:
         """Stop the climbing, not the watching."""
@@ -386,6 +428,11 @@ class Commands:
                 f"it is written down, but no router confirmed it within {CONFIRM_SECONDS:g} s; look at "
                 f"`deployctl status {self._controller.name}` and call a person"
             )
+
+
+def _needs_reason(reason: str) -> None:
+    if not reason:
+        raise InvalidError("promote --full needs --reason TEXT: it is recorded as without evidence")
 
 
 async def read_manifest(text: bytes, path: Path) -> Manifest:

@@ -6,12 +6,18 @@ import math
 from typing import Any
 
 from deployctl.controller.loop import Controller
-from deployctl.core.plan import OnInconclusive, Phase
+from deployctl.core.plan import HUMAN, OnInconclusive, Phase, Version
 from deployctl.core.rollout import Cause, Event, Kind, Rollout, step_timeout
-from deployctl.core.verdict import MetricVerdict, Verdict
+from deployctl.core.verdict import MetricVerdict, Result, Verdict
 from deployctl.errors import Exit
 
 SCHEMA_VERSION = 1
+
+_EXIT_OF_SHADOW = {
+    Result.PASS: Exit.DONE,
+    Result.FAIL: Exit.ROLLED_BACK,
+    Result.INCONCLUSIVE: Exit.INCONCLUSIVE,
+}
 
 _EXIT_OF_END = {
     Cause.EVIDENCE: Exit.ROLLED_BACK,
@@ -31,18 +37,20 @@ def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[s
     return {
         "schema_version": SCHEMA_VERSION,
         "service": controller.name,
-        "live": live.version if live else None,
-        "previous": previous.version if previous else None,
+        "live": _named(live),
+        "previous": _named(previous),
         "phase": rollout.phase.value if rollout else None,
         "finished": rollout.finished if rollout else None,
         "step": _step_number(rollout) if rollout else None,
         "steps": len(rollout.plan.steps) if rollout else None,
         "step_weights": [step.weight for step in rollout.plan.steps] if rollout else [],
         "weight": split.weight if split else None,
+        "mirror": split.mirror if split else None,
         "rollout": rollout.id if rollout else None,
         "strategy": rollout.plan.strategy if rollout else None,
-        "baseline": rollout.plan.baseline.version if rollout else live.version if live else None,
+        "baseline": _named(rollout.plan.baseline if rollout else live),
         "candidate": rollout.plan.candidate.version if rollout else None,
+        "candidates": [version.version for version in rollout.plan.candidates] if rollout else [],
         "at": round(controller.clock.now, 3) if rollout and not rollout.finished else None,
         "waits_for": rollout.waits_for if rollout else None,
         "reason": _reason(rollout, verdict),
@@ -98,12 +106,17 @@ def rollout_document(controller: Controller, rollout: Rollout) -> dict[str, Any]
     return {
         "rollout": rollout.id,
         "strategy": plan.strategy,
-        "baseline": {"version": plan.baseline.version, "digest": plan.baseline.digest},
-        "candidate": {"version": plan.candidate.version, "digest": plan.candidate.digest},
+        "baseline": None if plan.people_alone else _version(plan.baseline),
+        "candidate": _version(plan.candidate),
+        "candidates": [_version(version) for version in plan.candidates],
         "phase": rollout.phase.value,
         "finished": rollout.finished,
         "events": events_of(controller, rollout.id),
     }
+
+
+def _version(version: Version) -> dict[str, str]:
+    return {"version": version.version, "digest": version.digest}
 
 
 def events_of(controller: Controller, rollout_id: str, after: int = 0) -> list[dict[str, Any]]:
@@ -124,11 +137,12 @@ def explain(controller: Controller, rollout: Rollout) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "service": controller.name,
         "rollout": rollout.id,
-        "baseline": plan.baseline.version,
+        "baseline": _named(plan.baseline),
         "candidate": plan.candidate.version,
+        "candidates": [version.version for version in plan.candidates],
         "phase": rollout.phase.value,
         "sentence": _sentence(rollout, decided, verdict),
-        "decided_by": verdict.decided_by if verdict and rollout.phase is Phase.ROLLED_BACK else None,
+        "decided_by": verdict.decided_by if verdict and rollout.ended else None,
         "by": decided.by if decided else None,
         "cause": decided.cause.value if decided else None,
         "at": round(decided.at, 3) if decided else None,
@@ -164,12 +178,29 @@ def metric(part: MetricVerdict) -> dict[str, Any]:
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:
     """A verdict as it stands in events."""
-    return {
+    document = {
         "result": verdict.result.value,
         "reason": verdict.reason,
         "decided_by": verdict.decided_by,
         "metrics": [metric(part) for part in verdict.metrics],
     }
+    if verdict.candidates:
+        document["candidates"] = [
+            {
+                "version": one.version,
+                "result": one.result.value,
+                "reason": one.reason,
+                "decided_by": one.decided_by,
+                "metrics": [metric(part) for part in one.metrics],
+            }
+            for one in verdict.candidates
+        ]
+    return document
+
+
+def _named(version: Version | None) -> str | None:
+    """The label of a version; people are none."""
+    return None if version is None or version == HUMAN else version.version
 
 
 def _left_out(controller: Controller) -> dict[str, int]:
@@ -189,7 +220,7 @@ def _over_time(controller: Controller, rollout: Rollout) -> list[dict[str, float
         return []
     return [
         {"at": round(at, 3), "harm": harm, "safe": safe}
-        for at, harm, safe in controller.observation.judge.history
+        for at, harm, safe in controller.observation.says.history
     ]
 
 
@@ -199,6 +230,9 @@ def _exit_code(event: Event) -> Exit | None:
             return _EXIT_OF_END[event.cause]
         case Kind.HELD:
             return Exit.INCONCLUSIVE
+        case Kind.RETIRED:
+            result = event.verdict.result if event.verdict else Result.INCONCLUSIVE
+            return _EXIT_OF_SHADOW[result]
         case Kind.FINISHED:
             return Exit.DONE
         case _:
@@ -255,6 +289,19 @@ def _sentence(rollout: Rollout, decided: Event | None, verdict: Verdict | None) 
                 None: "it was paused by hand",
             }[rollout.waits_for]
             return f"Version {candidate} stays at {rollout.weight:g} %: {waits}; {reason}."
+        case Phase.RETIRED:
+            result = decided.verdict.result if decided and decided.verdict else Result.INCONCLUSIVE
+            said = {
+                Result.PASS: "passed its shadow",
+                Result.FAIL: "failed its shadow",
+                Result.INCONCLUSIVE: "ended its shadow without enough evidence",
+            }
+            tried = " and ".join(version.version for version in rollout.plan.candidates)
+            return f"Version {tried} {said[result]}: {reason}."
+        case _ if rollout.current is not None and rollout.current.pairs_decide:
+            tried = " and ".join(version.version for version in rollout.plan.candidates)
+            share = f"{rollout.current.mirror:g} % of the requests"
+            return f"Version {tried} answers copies of {share} and decides nothing: {reason}."
         case _:
             return f"Version {candidate} is at {rollout.weight:g} %: {reason}."
 
@@ -265,6 +312,8 @@ def _would_change(rollout: Rollout, verdict: Verdict | None) -> str:
         return ""
     plan = rollout.plan
     harm = sum(part.harm for part in verdict.metrics)
+    if rollout.phase is Phase.RETIRED:
+        return ""
     if rollout.phase is Phase.ROLLED_BACK and verdict.decided_by:
         return (
             f"The evidence of harm stood at {harm:.3g} and rolls back at {1 / plan.alpha:.3g}; fewer bad candidate answers, or "

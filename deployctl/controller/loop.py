@@ -20,7 +20,8 @@ import msgspec
 from deployctl.controller.observation import Baseline, Observation
 from deployctl.controller.workers import worker_id
 from deployctl.core.course import UNSEEN, Course
-from deployctl.core.plan import Split, Version
+from deployctl.core.metrics import METRICS
+from deployctl.core.plan import HUMAN, Plan, Split, Version
 from deployctl.core.rollout import Event, IllegalEventError, Kind, Learned, Rollout, apply, start
 from deployctl.core.service import Service, serve, with_event
 from deployctl.core.verdict import Result, Verdict
@@ -131,7 +132,7 @@ class Controller:
         self.baseline = Baseline()
         self.observation: Observation | None = None
         self.course: Course | None = None
-        self.trying: Version | None = None
+        self.trying: tuple[Version, ...] = ()
         self.verdict: Verdict = UNSEEN
         self.clock = RolloutClock()
         self.left_out = 0
@@ -208,7 +209,7 @@ class Controller:
     def _take_course(self, rollout: Rollout, at: float) -> None:
         """Go on from this instant; what should have been decided at it is decided first."""
         self.clock.go_on_from(at)
-        judge = self.observation.judge if self.observation else None
+        judge = self.observation.says if self.observation else None
         self.course = Course(rollout, self._record_decided, judge, settled=at, owed=at)
 
     def _records_path(self, rollout: Rollout) -> Path:
@@ -246,7 +247,11 @@ class Controller:
         body = msgspec.to_builtins(event)
         record = {"type": "event", "wall": event.wall, "rollout": rollout_id, "event": body}
         if event.plan is not None:
-            digests = [event.plan.baseline.digest, event.plan.candidate.digest]
+            digests = [
+                version.digest
+                for version in (event.plan.baseline, *event.plan.candidates)
+                if version != HUMAN
+            ]
             record |= {"manifest": manifest, "prediction": prediction, "digests": digests}
         self._seq = self.journal.append(record)
         if self._seq != event.seq:
@@ -276,7 +281,7 @@ class Controller:
                 assert rollout.learned is not None
                 assert self.course is not None
                 self.observation = Observation(rollout.plan, rollout.learned)
-                self.course.judge = self.observation.judge
+                self.course.judge = self.observation.says
                 self._begin_step_if_new(rollout)  # a person may have passed the wait at weight 0
             case Kind.CLIMBED:
                 self._begin_step_if_new(rollout)
@@ -433,9 +438,14 @@ class Controller:
         if course is None or course.rollout.finished:
             return
         learned = self._could_learn(course.rollout)
-        unloadable = self.workers.failure(self.settings_id(course.rollout.plan.candidate))
+        unloadable = self._unloadable(course.rollout.plan)
         if learned is not None or unloadable is not None:
             course.settle(self.clock.instant(self.monotonic()), learned, unloadable)
+
+    def _unloadable(self, plan: Plan) -> str | None:
+        """Why a version that is tried can no longer be loaded, None while all can."""
+        failures = (self.workers.failure(self.settings_id(version)) for version in plan.candidates)
+        return next((failure for failure in failures if failure is not None), None)
 
     def _pass_time(self, until: float) -> None:
         if self.course is not None:
@@ -455,9 +465,7 @@ class Controller:
         """Ask for the workers and the traffic that the journal says; safe to repeat."""
         assert self.service is not None
         split = self.service.split
-        wanted = [*self.service.versions]
-        if self.trying is not None and self.trying not in wanted:
-            wanted.append(self.trying)
+        wanted = [*dict.fromkeys((*self.service.versions, *self.trying))]
         preferred = {version.digest: self._settings_of(version) for version in wanted}
         for digest, settings in preferred.items():
             if settings["id"] in self.workers.proven:
@@ -512,11 +520,24 @@ class Controller:
             "digest": version.digest,
             "file": str(self.store.path(version.digest)),
             "prediction": self._predictions.get(version.digest),
+            "idle": self._only_copies(version),
         }
         identity = worker_id(settings)
         full = {**settings, "id": identity, "socket": str(self.home.worker_sockets / f"{identity}.sock")}
         self._settings[identity] = full
         return full
+
+    def _only_copies(self, version: Version) -> bool:
+        """Whether this version answers nobody, so that its worker may wait for the processor until all others have had it.
+
+        Where a shadow's latency is judged it must not: it would be slow for no fault of its own.
+        """
+        rollout = self.service.rollout if self.service else None
+        if rollout is None or rollout.ended or version not in rollout.plan.candidates:
+            return False
+        step = rollout.current or next(iter(rollout.plan.steps), None)
+        timed = any(METRICS[rule.name].quantiles or METRICS[rule.name].bound for rule in rollout.plan.metrics)
+        return step is not None and step.pairs_decide and not timed
 
     def remember_prediction(self, version: Version, prediction: dict[str, Any] | None) -> Callable[[], None]:
         """Serve this version with this way of reading its answer; the returned function takes it back."""
@@ -531,7 +552,7 @@ class Controller:
     def _could_learn(self, rollout: Rollout) -> Learned | None:
         if rollout.learned is not None or rollout.ended:
             return None
-        if self.settings_id(rollout.plan.candidate) not in self.workers.proven:
+        if any(self.settings_id(version) not in self.workers.proven for version in rollout.plan.candidates):
             return None
         return self.baseline.learn(rollout.plan)
 
@@ -542,7 +563,7 @@ class Controller:
             return Verdict(
                 Result.INCONCLUSIVE, f"waiting for baseline answers to learn from ({known} known so far)"
             )
-        self.verdict = self.observation.judge.verdict()
+        self.verdict = self.observation.says.verdict()
         return self.verdict
 
     def _checkpoint_clock(self, now: float) -> None:
@@ -595,7 +616,7 @@ def _possible(split: Split, ready: set[str], ordered: Split | None) -> Split | N
 
     None: keep what is in force (a rollback to a version that must be loaded first holds the weight until it is).
     """
-    baseline_ready = split.baseline.digest in ready
+    baseline_ready = split.baseline == HUMAN or split.baseline.digest in ready
     candidate_ready = split.candidate is not None and split.candidate.digest in ready
     if (split.weight >= 100 or baseline_ready) and (split.weight <= 0 or candidate_ready):
         return split

@@ -28,7 +28,8 @@ class Observation:
     def __init__(self, plan: Plan, learned: Learned) -> None:
         self._weighing = Weighing(plan, learned)
         self._arrivals = Arrivals(plan.classes, with_labels=self.uses_labels)
-        self.judge = self._weighing.judge
+        self.says = self._weighing.says
+        """Whoever is asked for the verdict."""
         self.at = 0.0
 
     @property
@@ -58,7 +59,17 @@ class Observation:
         blocks = self._weighing.cut(Source.OUTCOME, outcomes, outcomes["t"].astype(float), entry.at)
         blocks += self._weighing.cut(Source.LABEL, labelled, np.full(len(labelled), entry.at), entry.at)
         for block in blocks:
-            self.judge.add(block)
+            self._weighing.judge.add(block)
+        for pair_block in (
+            *self._weighing.pair(arrived.pairs, arrived.pairs.t, entry.at, labelled=False),
+            *self._weighing.pair(
+                arrived.labelled_pairs,
+                np.full(len(arrived.labelled_pairs), entry.at),
+                entry.at,
+                labelled=True,
+            ),
+        ):
+            self._weighing.add_pairs(pair_block)
 
 
 @dataclass(slots=True)

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from deployctl.core.evidence import Array, Evidence, confidence_sequence, growth
 from deployctl.core.guards import Guards
-from deployctl.core.metrics import LATENCY_QUANTILES, METRICS, Metric, comparing, limited
+from deployctl.core.metrics import LATENCY_QUANTILES, METRICS, Metric, budgeted, comparing, limited
 from deployctl.core.outcome import Block, Columns, Source
-from deployctl.core.panel import BIGGEST_LOG, FAIL, INCONCLUSIVE, PASS, Component, Panel
+from deployctl.core.pair_judge import PairJudge
+from deployctl.core.paired import growth as growth_of_pairs
+from deployctl.core.pairs import PairBlock
+from deployctl.core.panel import BIGGEST_LOG, PASS, Component, Panel, components_of
 from deployctl.core.plan import MetricRule, Plan, Step
 from deployctl.core.rollout import DEFAULT_STEP_TIMEOUT, Learned
 from deployctl.core.verdict import Arm, MetricVerdict, Result, Verdict
@@ -27,7 +30,9 @@ WIDER_MARGINS = np.array([1.0, 1.5, 2.0, 3.0, 5.0, 10.0])
 
 HISTORY_SECONDS, HISTORY_POINTS = 1.0, 120
 
-_RESULTS = {INCONCLUSIVE: Result.INCONCLUSIVE, PASS: Result.PASS, FAIL: Result.FAIL}
+CARRIED = 0.5
+"""Of the mass of a canary that begins with a mirror step, on what the pairs show; the rest waits for the arms. Pairs' evidence at the
+end of the mirroring times the arms' is an e-process again, and so is its mixture with the arms' alone."""
 
 
 def default_margin(metric: Metric, rate: float) -> float:
@@ -70,7 +75,11 @@ def learn(
             for rate in rates[rule.name]
         )
     learned = Learned(thresholds, rates, margins, DEFAULT_STEP_TIMEOUT, len(answers))
-    per_second = {Source.OUTCOME: answers_per_second, Source.LABEL: labels_per_second}
+    per_second = {
+        Source.OUTCOME: answers_per_second,
+        Source.PAIR: answers_per_second,
+        Source.LABEL: labels_per_second,
+    }
     timeout = max([DEFAULT_STEP_TIMEOUT, *_six_bounds(plan, learned, per_second)])
     return Learned(thresholds, rates, margins, timeout, len(answers))
 
@@ -84,7 +93,8 @@ def _six_bounds(plan: Plan, learned: Learned, per_second: Mapping[Source, float]
     times = []
     for step in plan.steps:
         for need in needs_of(plan, learned, step):
-            arrivals = per_second[need.metric.source] * step.weight / 100
+            share = step.mirror if step.pairs_decide else step.weight
+            arrivals = per_second[need.metric.source] * share / 100
             if arrivals > 0 and math.isfinite(need.units):
                 times.append(6 * need.units / arrivals)
     return times
@@ -92,15 +102,15 @@ def _six_bounds(plan: Plan, learned: Learned, per_second: Mapping[Source, float]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one metric asks of one step: the margin to exclude and the candidate units that it takes at best.
-
-    `unnoticed` is the smallest increase (a rate) that the harm side reliably sees within those units.
+    """What one metric asks of one step: the margin to exclude (or the `budget` to stay below) and the candidate units that it
+    takes at best, where both versions have `base_rate`.
     """
 
     metric: Metric
     margin: float
     units: float
     base_rate: float
+    budget: bool = False
 
 
 def needs_of(plan: Plan, learned: Learned, step: Step) -> list[Need]:
@@ -112,10 +122,33 @@ def needs_of(plan: Plan, learned: Learned, step: Step) -> list[Need]:
         asked = []
         for rate, margin in zip(learned.rates[rule.name], learned.margins[rule.name], strict=True):
             wide = step.gate.margin(margin)
-            per_unit = growth(rate, rate, min(step.weight / 100, 0.99), 1.0, wide)
+            per_unit = _growth_at(step, rate, wide)
             asked.append(Need(metric, wide, math.log(1 / plan.beta) / max(per_unit, 1e-12), rate))
         needs.append(max(asked, key=lambda need: need.units))
+    for rule in budgeted(plan.metrics) if step.mirror > 0 else ():
+        assert rule.limit is not None
+        rate = rule.limit / 2  # what is assumed of a candidate that keeps to its limit
+        per_unit, _ = growth_of_pairs(
+            np.array([1 - rate, rate, 0.0, 0.0]), relative=0.0, bound=rule.limit, harm=False
+        )
+        units = math.log(1 / plan.beta) / max(per_unit, 1e-12)
+        needs.append(Need(METRICS[rule.name], rule.limit, units, rate, budget=True))
     return needs
+
+
+def pairs_at(rate: float, rise: float = 0.0) -> Array:
+    """Shares of the four kinds of pairs where the baseline's rate is this and the candidate's that much higher; half of the errors
+    are taken for common.
+    """
+    cells: Array = np.maximum([1 - 1.5 * rate - rise, rate / 2 + rise, rate / 2, rate / 2], 0.0)
+    return cells / float(cells.sum())
+
+
+def _growth_at(step: Step, rate: float, margin: float) -> float:
+    """Nats per candidate unit, at best, where both versions have this rate."""
+    if not step.pairs_decide:
+        return growth(rate, rate, min(step.weight / 100, 0.99), 1.0, margin)
+    return growth_of_pairs(pairs_at(rate), relative=1.0, bound=margin, harm=False)[0]
 
 
 class Exclusions:
@@ -164,13 +197,17 @@ class Exclusions:
 
 
 class Judge:
-    """Feed blocks, read verdicts. One judge per rollout; the same blocks in the same order give the same evidence."""
+    """Feed blocks, read verdicts. One judge per rollout; the same blocks in the same order give the same evidence.
+
+    Where a step has the candidate answer callers, blocks of both arms decide; in a mirror step, and in a shadow, pairs do.
+    """
 
     def __init__(self, plan: Plan, learned: Learned) -> None:
         self.plan = plan
         self.learned = learned
-        self._panel = Panel(plan, learned)
-        self.components = self._panel.components
+        self.components = components_of(plan, learned)
+        self._panel = Panel(plan, learned) if any(step.weight > 0 for step in plan.steps) else None
+        self.pairs = PairJudge(plan, learned) if any(step.mirror > 0 for step in plan.steps) else None
         self._places = {
             source: np.array([c.metric.source is source for c in self.components], dtype=bool)
             for source in Source
@@ -187,14 +224,23 @@ class Judge:
 
     def begin(self, step: int, split: int, at: float) -> None:
         """A step begins under this split number: evidence of safety starts afresh, harm goes on."""
-        self._panel.begin(step, at)
         self._step, self._step_split = self.plan.steps[step], split
         self._step_n[:], self._step_bad[:] = 0, 0
-        if self._step.gate is not None:
+        if self.pairs is not None:
+            self.pairs.begin(step, at)
+        if self._panel is None:
+            return
+        self._panel.begin(step, at)
+        if self.pairs is not None:
+            self._panel.carried = np.log(
+                1 - CARRIED + CARRIED * _shown(self.pairs.whole_log[: len(self.components)])
+            )
+        if self._step.gate is not None and not self._step.pairs_decide:
             self._excluded.begin([self._step.gate.margin(c.margin) for c in self.components], at)
 
     def add(self, block: Block) -> None:
         """Take in one block of one source; components of the other source stay as they are."""
+        assert self._panel is not None
         source, n, bad, of_step, (safe_n, safe_bad) = self._comparing(block)
         places = self._places[source]
         self._panel.add(source, n, bad, block.at, of_step, (safe_n, safe_bad))
@@ -209,9 +255,18 @@ class Judge:
             self._excluded.add(n, bad, block.at)
         self._remember(block.at)
 
+    def add_pairs(self, block: PairBlock) -> None:
+        """Take in one block of pairs: what both versions said to the same requests."""
+        assert self.pairs is not None
+        n, bad = self.pairs.add(block)
+        if self._step is not None and self._step.pairs_decide and not block.labelled:
+            self.guards.take(n, bad, block.at)
+        self._remember(block.at)
+
     def foresee(self, blocks: list[Block]) -> None:
         """Blocks that will be added next, if no step begins before: judged one by one they cost a fraction then."""
-        self._panel.foresee([self._comparing(block) for block in blocks])
+        if self._panel is not None:
+            self._panel.foresee([self._comparing(block) for block in blocks])
 
     def _comparing(self, block: Block) -> tuple[Source, Array, Array, bool, tuple[Array, Array]]:
         """A block as the panel takes it: only what is compared."""
@@ -230,13 +285,8 @@ class Judge:
             1 + len(self.history) // HISTORY_POINTS
         ):
             return
-        self.history.append(
-            (
-                at,
-                self.harm_total,
-                float(np.exp(min(self._panel.safe_log()[0].min(initial=BIGGEST_LOG), BIGGEST_LOG))),
-            )
-        )
+        weakest = float(self._safe_log.min(initial=BIGGEST_LOG))
+        self.history.append((at, self.harm_total, math.exp(min(weakest, BIGGEST_LOG))))
         if len(self.history) > 2 * HISTORY_POINTS:
             self.history = self.history[::2]
 
@@ -250,8 +300,14 @@ class Judge:
 
     @property
     def harm(self) -> Array:
-        """Budget-weighted harm evidence per component; their sum is held against 1/alpha."""
+        """Budget-weighted harm evidence per component; together with budgets and limits it is held against 1/alpha."""
+        count = len(self.components)
+        if self._panel is None:
+            return self.pairs.harm[:count] if self.pairs is not None else np.zeros(count)
         harm: Array = self._panel.harm()[0]
+        if self.pairs is not None:
+            by_pairs = self.pairs.harm[:count] / self.pairs.shares[:count]
+            harm = harm * (1 - CARRIED + CARRIED * by_pairs)
         return harm
 
     @property
@@ -259,24 +315,52 @@ class Judge:
         """The verdict alone, without words: what is asked after every block."""
         if self.harm_total >= 1 / self.plan.alpha:
             return Result.FAIL
-        if self.guards.frozen:
+        if self.guards.frozen or self._step is None or self._step.gate is None:
             return Result.INCONCLUSIVE
-        return _RESULTS[int(self._panel.results()[0])]
+        return Result.PASS if self._shows_safety else Result.INCONCLUSIVE
+
+    @property
+    def _shows_safety(self) -> bool:
+        assert self._step is not None
+        enough = math.log(1 / self.plan.beta)
+        if self._step.pairs_decide:
+            safe = self._safe_log
+            return len(safe) > 0 and bool((safe >= enough).all()) and not self._labels_missing
+        if self._panel is None or self._panel.results()[0] != PASS:
+            return False
+        return self.pairs is None or bool((self.pairs.whole_log[self.pairs.is_budget] >= enough).all())
+
+    @property
+    def _safe_log(self) -> Array:
+        """Log evidence of safety that the current step asks for: of its pairs, or of the arms and, with copies, the budgets."""
+        if self.pairs is not None and (self._panel is None or (self._step and self._step.pairs_decide)):
+            return self.pairs.safe_log
+        assert self._panel is not None
+        safe: Array = self._panel.safe_log()[0]
+        if self.pairs is None:
+            return safe
+        return np.concatenate([safe, self.pairs.whole_log[self.pairs.is_budget]])
+
+    @property
+    def _labels_missing(self) -> int:
+        """Labelled answers that a shadow still waits for before it may pass."""
+        labels = self.pairs.labels if self.pairs is not None else 0
+        return max(0, self.plan.min_labels - labels)
 
     @property
     def harm_total(self) -> float:
         """All evidence of harm, budget-weighted: what is held against 1/alpha."""
-        return float(self.harm.sum() + self.guards.harm.sum())
+        budgets = float(self.pairs.harm[self.pairs.is_budget].sum()) if self.pairs is not None else 0.0
+        return float(self.harm.sum() + self.guards.harm.sum()) + budgets
+
+    def quick(self) -> Verdict:
+        """The verdict without words."""
+        return Verdict(self.result, "")
 
     def verdict(self) -> Verdict:
         """The answer in words and numbers, one part for each metric."""
         result = self.result
-        parts = tuple(
-            self._metric_verdict(rule, result)
-            if METRICS[rule.name].bound is None
-            else self._limit_verdict(rule, result)
-            for rule in self.plan.metrics
-        )
+        parts = tuple(self._part(rule, result) for rule in self.plan.metrics)
         if result is Result.FAIL:
             worst = max(parts, key=lambda part: part.harm)
             total = self.harm_total
@@ -286,11 +370,19 @@ class Judge:
             )
             return Verdict(result, reason, parts, worst.name)
         if result is Result.PASS:
-            margins = ", ".join(f"{part.name} +{_points(part.margin)}" for part in parts)
-            return Verdict(result, f"no metric is worse by its margin: {margins}", parts)
+            return Verdict(result, _passing(self.plan, parts), parts)
         return Verdict(result, self._missing(parts), parts)
 
+    def _part(self, rule: MetricRule, result: Result) -> MetricVerdict:
+        if METRICS[rule.name].bound is not None:
+            return self._limit_verdict(rule, result)
+        by_pairs = rule.limit is not None or self._panel is None or (self._step and self._step.pairs_decide)
+        if self.pairs is not None and by_pairs:
+            return self.pairs.metric_verdict(rule, failed=result is Result.FAIL)
+        return self._metric_verdict(rule, result)
+
     def _metric_verdict(self, rule: MetricRule, result: Result) -> MetricVerdict:
+        assert self._panel is not None
         own = [i for i, c in enumerate(self.components) if c.rule.name == rule.name]
         safe_log = self._panel.safe_log()[0]
         harm = self.harm[own]
@@ -334,7 +426,7 @@ class Judge:
 
     def _needed(self, component: int) -> int | None:
         """Candidate units still missing for a pass if things stay as they are; None where that leads nowhere."""
-        if self._step is None or self._step.gate is None:
+        if self._step is None or self._step.gate is None or self._panel is None:
             return None
         c = self.components[component]
         margin = self._step.gate.margin(c.margin)
@@ -386,9 +478,44 @@ class Judge:
         if frozen := self.guards.frozen:
             return frozen
         waiting = [part for part in parts if part.result is not Result.PASS]
-        return "; ".join(
-            f"{part.name}: +{_points(part.margin)} is not excluded yet, {_still(part)}" for part in waiting
-        )
+        budgets = {rule.name for rule in self.plan.metrics if rule.limit is not None}
+        said = [
+            f"{part.name}: {_what_to_exclude(part, budgets)} is not excluded yet, {_still(part)}"
+            for part in waiting
+        ]
+        if self._step.pairs_decide and (missing := self._labels_missing):
+            said.append(
+                f"{self.plan.min_labels - missing} of at least {self.plan.min_labels} labels have come"
+            )
+        return "; ".join(said)
+
+
+def _shown(log_evidence: Array) -> Array:
+    """Evidence out of its logarithm, as far as numbers go."""
+    shown: Array = np.exp(np.minimum(log_evidence, BIGGEST_LOG))
+    return shown
+
+
+def _passing(plan: Plan, parts: tuple[MetricVerdict, ...]) -> str:
+    budgets = {
+        rule.name for rule in plan.metrics if METRICS[rule.name].bound is None and rule.limit is not None
+    }
+    margins = ", ".join(f"{part.name} +{_points(part.margin)}" for part in parts if part.name not in budgets)
+    within = ", ".join(
+        f"{part.name} is below {100 * part.margin:.3g} % ({part.candidate.bad} of {part.candidate.n})"
+        for part in parts
+        if part.name in budgets
+    )
+    return "; ".join(
+        [
+            *([f"no metric is worse by its margin: {margins}"] if margins else []),
+            *([within] if within else []),
+        ]
+    )
+
+
+def _what_to_exclude(part: MetricVerdict, budgets: set[str]) -> str:
+    return f"a rate of {100 * part.margin:.3g} %" if part.name in budgets else f"+{_points(part.margin)}"
 
 
 def _still(part: MetricVerdict) -> str:

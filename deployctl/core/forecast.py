@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deployctl.core.analysis import default_margin, needs_of
+import numpy as np
+
+from deployctl.core.analysis import Need, default_margin, needs_of, pairs_at
 from deployctl.core.evidence import growth
-from deployctl.core.metrics import METRICS, Metric, comparing
+from deployctl.core.metrics import METRICS, comparing
 from deployctl.core.outcome import Source
+from deployctl.core.paired import growth as growth_of_pairs
 from deployctl.core.plan import Plan, Step
 from deployctl.core.rollout import DEFAULT_STEP_TIMEOUT, Learned
 
@@ -43,6 +46,7 @@ class MetricForecast:
     typical: float
     slow: float
     unnoticed: float
+    budget: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class StepForecast:
     """One step: how long it takes at this traffic, never less than its dwell; `warning` where it cannot work out."""
 
     weight: float
+    mirror: float
     dwell: float
     awaits_person: bool
     typical: float
@@ -80,44 +85,46 @@ def _assumed(plan: Plan, traffic: Traffic) -> Learned:
 
 
 def _step(plan: Plan, learned: Learned, step: Step, traffic: Traffic) -> StepForecast:
-    metrics = tuple(
-        _metric(plan, step, need.metric, need.margin, need.base_rate, need.units, traffic)
-        for need in needs_of(plan, learned, step)
-    )
+    metrics = tuple(_metric(plan, step, need, traffic) for need in needs_of(plan, learned, step))
     typical = max([step.dwell, *(metric.typical for metric in metrics)])
     slow = max([step.dwell, *(metric.slow for metric in metrics)])
     return StepForecast(
-        step.weight, step.dwell, step.awaits_person, typical, slow, metrics, _warning(plan, step, metrics)
+        step.weight,
+        step.mirror,
+        step.dwell,
+        step.awaits_person,
+        typical,
+        slow,
+        metrics,
+        _warning(plan, step, metrics),
     )
 
 
-def _metric(
-    plan: Plan,
-    step: Step,
-    metric: Metric,
-    margin: float,
-    rate: float,
-    units: float,
-    traffic: Traffic,
-) -> MetricForecast:
-    labels = metric.source is Source.LABEL
+def _metric(plan: Plan, step: Step, need: Need, traffic: Traffic) -> MetricForecast:
+    labels = need.metric.source is Source.LABEL
     per_second = traffic.labels_per_second if labels else traffic.requests_per_second
-    arrivals = per_second * step.weight / 100
-    typical = units / arrivals if arrivals > 0 else math.inf
+    by_pairs = step.pairs_decide or need.budget
+    arrivals = per_second * (step.mirror if by_pairs else step.weight) / 100
+    typical = need.units / arrivals if arrivals > 0 else math.inf
     return MetricForecast(
-        name=metric.name,
+        name=need.metric.name,
         unit="labels" if labels else "requests",
-        base_rate=rate,
-        margin=margin,
-        units=units,
+        base_rate=need.base_rate,
+        margin=need.margin,
+        units=need.units,
         typical=typical,
         slow=SLOW_CASE * typical,
-        unnoticed=_unnoticed(plan, step, metric, rate, units),
+        unnoticed=_unnoticed(plan, step, need),
+        budget=need.budget,
     )
 
 
-def _unnoticed(plan: Plan, step: Step, metric: Metric, rate: float, units: float) -> float:
-    """The smallest increase of the rate that would be rolled back within as many candidate units, by the bound."""
+def _unnoticed(plan: Plan, step: Step, need: Need) -> float:
+    """The smallest increase of the rate that would be rolled back within as many candidate units, by the bound.
+
+    Of a budget it is the smallest rate above it, minus the budget.
+    """
+    metric, rate = need.metric, need.base_rate
     total = sum(METRICS[rule.name].share for rule in plan.metrics)
     rule = next(rule for rule in plan.metrics if rule.name == metric.name)
     relative, absolute = (
@@ -125,19 +132,25 @@ def _unnoticed(plan: Plan, step: Step, metric: Metric, rate: float, units: float
     )
     asked = math.log(total * metric.components / metric.share / plan.alpha)
     weight = min(step.weight / 100, 0.99)
-    low = relative * rate + absolute - rate
-    high = 0.99 - rate
+
+    def shown(rise: float) -> float:
+        if need.budget:
+            cells = np.array([1 - need.margin - rise, need.margin + rise, 0.0, 0.0])
+            return growth_of_pairs(cells, relative=0.0, bound=need.margin, harm=True)[0]
+        if step.pairs_decide:
+            return growth_of_pairs(pairs_at(rate, rise), relative=relative, bound=absolute, harm=True)[0]
+        return growth(rate, rate + rise, weight, relative, absolute)
+
+    low = 0.0 if need.budget else relative * rate + absolute - rate
+    high = 0.99 - (need.margin if need.budget else 1.5 * rate if step.pairs_decide else rate)
     for _ in range(40):
         middle = 0.5 * (low + high)
-        if growth(rate, rate + middle, weight, relative, absolute) * units >= asked:
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if shown(middle) * need.units >= asked else (middle, high)
     return high
 
 
 def _warning(plan: Plan, step: Step, metrics: tuple[MetricForecast, ...]) -> str | None:
-    if plan.step_timeout is None:
+    if plan.step_timeout is None or step.pairs_decide:
         return None
     late = [metric for metric in metrics if TIMEOUT_BOUNDS * metric.typical > plan.step_timeout]
     if not late:

@@ -40,14 +40,18 @@ class Guards:
 
     def add(self, block: Block) -> None:
         """Take in the limit columns of a block. While the baseline is over a limit nothing counts against the candidate."""
-        if block.source is not Source.OUTCOME or not self.rules:
+        if block.source is Source.OUTCOME:
+            self.take(block.n[:, self._skip :], block.bad[:, self._skip :], block.at)
+
+    def take(self, n: Array, bad: Array, at: float) -> None:
+        """Answers and those over each limit, (2, limits) each, at this rollout time."""
+        if not self.rules:
             return
-        n, bad = block.n[:, self._skip :], block.bad[:, self._skip :]
         alone = (
             ~self.breached_by_both
         )  # from the past only: the block that shows the incident counts once, in both arms
-        self._baseline.add(n[0], bad[0], block.at)
-        self._candidate.add(np.where(alone, n[1], 0.0), np.where(alone, bad[1], 0.0), block.at)
+        self._baseline.add(n[0], bad[0], at)
+        self._candidate.add(np.where(alone, n[1], 0.0), np.where(alone, bad[1], 0.0), at)
         self.n += n
         self.bad += bad
 

@@ -58,7 +58,7 @@ def _nulls(outcomes: Columns, _rule: MetricRule, _thresholds: tuple[float, ...])
 def _latency(outcomes: Columns, rule: MetricRule, thresholds: tuple[float, ...]) -> tuple[Flags, Flags]:
     taken = outcomes["latency"].astype(float)
     tolerated = (taken - rule.tolerance_absolute) / (1 + rule.tolerance_relative)
-    compared = np.where(outcomes["arm"] == 1, tolerated, taken)
+    compared = np.where(outcomes["arm"] >= 1, tolerated, taken)
     slow = compared[:, None] > np.asarray(thresholds)[None, :]
     # A caller that left waited at least so long: slow for what was already passed, unknown for the rest.
     return slow | (outcomes["status"] != CLIENT_LEFT)[:, None], slow
@@ -68,6 +68,11 @@ def _over_limit(outcomes: Columns, rule: MetricRule, _thresholds: tuple[float, .
     assert rule.limit is not None
     over = (outcomes["latency"] > rule.limit)[:, None]
     return over | (outcomes["status"] != CLIENT_LEFT)[:, None], over
+
+
+def _differing(outcomes: Columns, _rule: MetricRule, _thresholds: tuple[float, ...]) -> tuple[Flags, Flags]:
+    # A pair comes as an outcome whose `null` says whether the predictions differ, of a client that left where one is missing.
+    return (outcomes["status"] != CLIENT_LEFT)[:, None], (outcomes["null"] == 1)[:, None]
 
 
 def _labels(outcomes: Columns, _rule: MetricRule, _thresholds: tuple[float, ...]) -> tuple[Flags, Flags]:
@@ -82,6 +87,7 @@ METRICS = {
         Metric("null-rate", 0.2, Source.OUTCOME, "answers without a prediction", _nulls),
         Metric("latency", 0.2, Source.OUTCOME, "slow answers", _latency, LATENCY_QUANTILES, affine=False),
         Metric("label-error-rate", 0.2, Source.LABEL, "answers that people contradict", _labels),
+        Metric("disagreement-rate", 0.2, Source.PAIR, "answers other than the baseline's", _differing),
         *(
             Metric(
                 f"latency-p{percent}",
@@ -102,10 +108,17 @@ def comparing(rules: Iterable[MetricRule], source: Source | None = None) -> tupl
     return tuple(
         rule
         for rule in rules
-        if METRICS[rule.name].bound is None and source in {None, METRICS[rule.name].source}
+        if METRICS[rule.name].bound is None
+        and rule.limit is None
+        and source in {None, METRICS[rule.name].source}
     )
 
 
+def budgeted(rules: Iterable[MetricRule]) -> tuple[MetricRule, ...]:
+    """The rules that hold a rate of the candidate against an absolute limit, by its copies alone, in order."""
+    return tuple(rule for rule in rules if METRICS[rule.name].bound is None and rule.limit is not None)
+
+
 def limited(rules: Iterable[MetricRule]) -> tuple[MetricRule, ...]:
-    """The rules that hold an arm against an absolute limit, in order."""
+    """The rules that hold a latency of each arm against an absolute limit, in order."""
     return tuple(rule for rule in rules if METRICS[rule.name].bound is not None)

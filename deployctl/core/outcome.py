@@ -46,10 +46,11 @@ Flags = NDArray[np.bool_]
 
 
 class Source(Enum):
-    """What a metric is read from: the answer itself, or the human label that came later."""
+    """What a metric is read from: the answer itself, the human label that came later, or two answers to one request."""
 
     OUTCOME = "outcome"
     LABEL = "label"
+    PAIR = "pair"
 
 
 @dataclass(frozen=True, slots=True)

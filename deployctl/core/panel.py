@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployctl.core.evidence import Array, Evidence
-from deployctl.core.metrics import METRICS, Metric
+from deployctl.core.metrics import METRICS, Metric, comparing
 from deployctl.core.outcome import Source
 from deployctl.core.plan import MetricRule, Plan
 from deployctl.core.rollout import Learned
@@ -70,8 +70,7 @@ def components_of(plan: Plan, learned: Learned) -> tuple[Component, ...]:
             margin=learned.margins[rule.name][at],
             share=METRICS[rule.name].share / total / METRICS[rule.name].components,
         )
-        for rule in plan.metrics
-        if METRICS[rule.name].bound is None
+        for rule in comparing(plan.metrics)
         for at in range(METRICS[rule.name].components)
     )
 
@@ -84,6 +83,8 @@ class Panel:
         self.components = components_of(plan, learned)
         self.step = np.full(replicates, -1)
         """The step that each rollout is on, -1 before the first."""
+        self.carried: Array | float = 0.0
+        """Log evidence of safety of the whole rollout that was shown before, by pairs: (components,), see `analysis.Judge`."""
         count = len(self.components)
         side = np.repeat(["harm", "fresh", "whole"], count)
         self._harm, self._fresh, self._whole = side == "harm", side == "fresh", side == "whole"
@@ -194,7 +195,7 @@ class Panel:
         At the last step both the fresh evidence (of twice the margin) and the whole rollout's (of the margin) must show.
         """
         log_e = self._evidence.log_evidence()
-        fresh, whole = log_e[:, self._fresh], log_e[:, self._whole]
+        fresh, whole = log_e[:, self._fresh], log_e[:, self._whole] + self.carried
         last = (
             (self.step >= 0) & self._last[self.step]
             if len(self._last)

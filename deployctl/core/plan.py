@@ -76,7 +76,7 @@ class MetricRule:
 
     For latency `tolerance_absolute` is in milliseconds and `margin` in requests over the learnt thresholds.
     `margin` None means the default that is computed from the baseline's own rate and frozen at the start. `limit` is the absolute
-    limit of a metric that has one (milliseconds for latency percentiles).
+    limit of a metric that has one (milliseconds for latency percentiles, a fraction for rates).
     """
 
     name: str
@@ -84,6 +84,17 @@ class MetricRule:
     tolerance_absolute: float
     margin: float | None = None
     limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRules:
+    """How several people's labels of one request become one truth, and how many are waited for.
+
+    `adjudicate` is majority, any, soft, or expert:<annotator>; `votes` is how many distinct annotators must have spoken.
+    """
+
+    adjudicate: str = "majority"
+    votes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,11 @@ class Step:
     dwell: float = 0.0
     awaits_person: bool = False
 
+    @property
+    def pairs_decide(self) -> bool:
+        """Whether the gate looks at pairs (request and copy) and not at two arms: nobody is answered by the candidate yet."""
+        return self.mirror > 0 and self.weight == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Holdback:
@@ -130,7 +146,8 @@ class Plan:
     """Everything a rollout needs to know about itself; written down once, at its start.
 
     `passed` and `failed` are the phases that the last gate and a harm verdict lead to: a canary is promoted or
-    rolled back, a shadow is retired either way. `unit` is what is randomised: "request" or "key".
+    rolled back, a shadow is retired either way. `unit` is what is randomised: "request" or "key". `others` are further
+    candidates of a shadow, each judged by itself; `min_labels` is how many labelled pairs a pass of a shadow needs at least.
     """
 
     strategy: str
@@ -148,3 +165,18 @@ class Plan:
     classes: tuple[str, ...] = ()
     passed: Phase = Phase.PROMOTED
     failed: Phase = Phase.ROLLED_BACK
+    others: tuple[Version, ...] = ()
+    min_labels: int = 0
+    labels: LabelRules = LabelRules()
+    copy_timeout: float | None = None
+    copy_limit: int = 32
+
+    @property
+    def candidates(self) -> tuple[Version, ...]:
+        """Every version that is tried; their place, counted from 1, is their arm."""
+        return (self.candidate, *self.others)
+
+    @property
+    def people_alone(self) -> bool:
+        """Whether people decide and no model is live: there is nothing to compare with but their labels."""
+        return self.baseline == HUMAN

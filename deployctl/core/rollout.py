@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from deployctl.core.plan import OnInconclusive, Phase, Plan, Split, Step, Version
-from deployctl.core.verdict import Result, Verdict
+from deployctl.core.plan import HUMAN, Copy, OnInconclusive, Phase, Plan, Split, Step, Version
+from deployctl.core.verdict import CandidateVerdict, Result, Verdict, together
 
 DEFAULT_STEP_TIMEOUT = 1800.0
 """Seconds a step may go on after its dwell where neither the manifest nor the traffic says otherwise."""
@@ -34,6 +34,7 @@ class Kind(Enum):
     RESUMED = "resumed"
     PROMOTED = "promoted"
     RELEASED = "released"
+    JUDGED = "judged"
     ROLLED_BACK = "rolled_back"
     RETIRED = "retired"
     FINISHED = "finished"
@@ -67,7 +68,8 @@ class Learned:
 class Event:
     """One thing that happened, as the journal has it. `at` is rollout time: seconds watched by a controller.
 
-    `seq` is its number in the service's journal; where the event moves traffic it becomes the split's number.
+    `seq` is its number in the service's journal; where the event moves traffic it becomes the split's number. `version` says which
+    of several candidates was judged.
     """
 
     seq: int
@@ -81,6 +83,7 @@ class Event:
     learned: Learned | None = None
     verdict: Verdict | None = None
     wall: str = ""
+    version: str | None = None
 
 
 Change = Callable[["Rollout", Event], "Rollout"]
@@ -107,6 +110,7 @@ TRANSITIONS: dict[Phase | None, dict[Kind, Phase | None]] = {
         Kind.AWAITED: Phase.PAUSED,
         Kind.HELD: Phase.PAUSED,
         Kind.PAUSED: Phase.PAUSED,
+        Kind.JUDGED: Phase.PROGRESSING,  # one of several candidates; the others go on
         Kind.PROMOTED: Phase.PROMOTED,
         Kind.ROLLED_BACK: Phase.ROLLED_BACK,
         Kind.RETIRED: Phase.RETIRED,
@@ -116,6 +120,7 @@ TRANSITIONS: dict[Phase | None, dict[Kind, Phase | None]] = {
         Kind.CLIMBED: None,  # a person passes the wait; a pause of their own stays
         Kind.PAUSED: Phase.PAUSED,
         Kind.RESUMED: None,  # back to what it was before, unless something else is waited for
+        Kind.JUDGED: Phase.PAUSED,  # one of several candidates; the others go on
         Kind.PROMOTED: Phase.PROMOTED,
         Kind.ROLLED_BACK: Phase.ROLLED_BACK,
         Kind.RETIRED: Phase.RETIRED,
@@ -152,6 +157,7 @@ class Rollout:
     learned: Learned | None = None
     ended_by: Event | None = None
     released: bool = False
+    judged: tuple[CandidateVerdict, ...] = ()
     finished: bool = False
     at: float = 0.0
     last_seq: int = 0
@@ -238,7 +244,9 @@ def decide(
     """
     if rollout.ended:
         return _decide_after(rollout, verdict, now)
-    if verdict.result is Result.FAIL:
+    if rollout.plan.others and (event := _judge_one(rollout, verdict, now)) is not None:
+        return event
+    if verdict.result is Result.FAIL and not rollout.plan.others:
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
     if unloadable is not None:
         broken = replace(verdict, reason=f"{UNLOADABLE}{unloadable}")
@@ -257,24 +265,67 @@ def decide(
 def split_for(rollout: Rollout) -> Split:
     """The whole desired traffic of this rollout, safe to ask for again and again."""
     step = rollout.current
+    plan = rollout.plan
     mirror = step.mirror if step is not None and not rollout.ended else 0.0
     return Split(
         number=rollout.split_number,
-        baseline=rollout.plan.baseline,
-        candidate=rollout.plan.candidate,
+        baseline=plan.baseline,
+        candidate=plan.candidate,
         weight=rollout.weight,
         mirror=mirror,
         salt=rollout.id,
+        copies=_copies(rollout) if mirror > 0 else (),
+        copy_timeout=plan.copy_timeout,
+        copy_limit=plan.copy_limit,
     )
+
+
+def _copies(rollout: Rollout) -> tuple[Copy, ...]:
+    """Who gets copies: every candidate that is not judged yet and, where the candidate answers callers, each of the two."""
+    done = {one.version for one in rollout.judged}
+    candidates = tuple(
+        Copy(arm, version)
+        for arm, version in enumerate(rollout.plan.candidates, 1)
+        if version.version not in done
+    )
+    return (Copy(0, rollout.plan.baseline), *candidates) if rollout.weight > 0 else candidates
 
 
 def versions_for(rollout: Rollout) -> tuple[Version, ...]:
     """The versions that must be loaded: both while it runs and, unless `keepWarm` is over, after a promotion."""
+    plan = rollout.plan
     if rollout.phase in {Phase.ROLLED_BACK, Phase.RETIRED}:
-        return (rollout.plan.baseline,)
-    if rollout.finished and rollout.plan.keep_warm is not None:
-        return (rollout.plan.candidate,)
-    return (rollout.plan.baseline, rollout.plan.candidate)
+        wanted: tuple[Version, ...] = (plan.baseline,)
+    elif rollout.finished and plan.keep_warm is not None:
+        wanted = (plan.candidate,)
+    else:
+        wanted = (plan.baseline, *plan.candidates)
+    return tuple(dict.fromkeys(version for version in wanted if version != HUMAN))
+
+
+def _judge_one(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
+    """The next of several candidates of which enough is known; the last one retires the rollout."""
+    done = {one.version for one in rollout.judged}
+    left = [one for one in verdict.candidates if one.version not in done]
+    known = next((one for one in left if one.result is not Result.INCONCLUSIVE), None)
+    if known is None or rollout.phase is Phase.PENDING:
+        return None
+    if rollout.phase is Phase.PAUSED and known.result is Result.PASS:
+        return None
+    if len(left) == 1:
+        return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, _of_all(rollout, verdict))
+    own = Verdict(known.result, known.reason, known.metrics, known.decided_by)
+    return Event(
+        0, Kind.JUDGED, now, "gate", Cause.EVIDENCE, known.reason, verdict=own, version=known.version
+    )
+
+
+def _of_all(rollout: Rollout, verdict: Verdict) -> Verdict:
+    """One verdict of several candidates: those that were judged, and what is known of the others by now."""
+    done = {one.version for one in rollout.judged}
+    every = (*rollout.judged, *(one for one in verdict.candidates if one.version not in done))
+    words = "; ".join(f"version {one.version}: {one.result.value}, {one.reason}" for one in every)
+    return Verdict(together(one.result for one in every), words, candidates=every)
 
 
 def _decide_step(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
@@ -304,6 +355,8 @@ def pass_step(
 def _inconclusive_if_late(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
     if now < late_at(rollout):
         return None
+    if rollout.plan.others:
+        verdict = _of_all(rollout, verdict)
     reason = f"not enough evidence within the step's time: {verdict.reason}"
     late = replace(verdict, reason=reason)
     if rollout.plan.on_inconclusive is OnInconclusive.HOLD:
@@ -429,6 +482,17 @@ def _resume(rollout: Rollout, event: Event) -> Rollout:
     return replace(rollout, paused=False, idle_since=None, idle=rollout.idle + waited)
 
 
+def _judged(rollout: Rollout, event: Event) -> Rollout:
+    verdict = event.verdict
+    if event.version is None or verdict is None:
+        raise IllegalEventError("'judged' needs a version and its verdict")
+    left = {version.version for version in rollout.plan.candidates} - {one.version for one in rollout.judged}
+    if event.version not in left or len(left) == 1:
+        raise IllegalEventError(f"version {event.version} is not one of several that are still to be judged")
+    one = CandidateVerdict(event.version, verdict.result, verdict.reason, verdict.metrics, verdict.decided_by)
+    return replace(rollout, judged=(*rollout.judged, one), split_number=event.seq)
+
+
 def _release(rollout: Rollout, event: Event) -> Rollout:
     if not rollout.holding_back:
         raise IllegalEventError(f"nobody is held back in rollout {rollout.id}")
@@ -465,6 +529,7 @@ _CHANGES: dict[Kind, Change] = {
     Kind.RESUMED: _resume,
     Kind.PROMOTED: _end_with(finished=False),
     Kind.RELEASED: _release,
+    Kind.JUDGED: _judged,
     Kind.ROLLED_BACK: _end_with(finished=True),
     Kind.RETIRED: _end_with(finished=True),
     Kind.FINISHED: _finish,

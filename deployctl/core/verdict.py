@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,10 +50,33 @@ class MetricVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateVerdict:
+    """What is said of one of several candidates of a shadow, by its version."""
+
+    version: str
+    result: Result
+    reason: str
+    metrics: tuple[MetricVerdict, ...] = ()
+    decided_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judge's answer for a step, with each metric's part in it and one sentence for a person."""
+    """The judge's answer for a step, with each metric's part in it and one sentence for a person.
+
+    `candidates` is empty where one candidate is tried; else it holds what is said of each that is not judged yet.
+    """
 
     result: Result
     reason: str
     metrics: tuple[MetricVerdict, ...] = ()
     decided_by: str | None = None
+    candidates: tuple[CandidateVerdict, ...] = ()
+
+
+def together(results: Iterable[Result]) -> Result:
+    """One result of several candidates': fail if any failed, pass if all passed."""
+    seen = set(results)
+    if Result.FAIL in seen:
+        return Result.FAIL
+    return Result.INCONCLUSIVE if Result.INCONCLUSIVE in seen or not seen else Result.PASS

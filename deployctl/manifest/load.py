@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deployctl.core.plan import Holdback, MetricRule, OnInconclusive
-from deployctl.core.strategies import Canary, CanaryStep
+from deployctl.core.strategies import Canary, CanaryStep, Shadow
 from deployctl.manifest import schema
 from deployctl.manifest.loader import BrokenYamlError, Mark, Tree, read_yaml
 from deployctl.manifest.manifest import (
@@ -25,8 +25,15 @@ from deployctl.manifest.manifest import (
     service_spec,
 )
 from deployctl.manifest.problems import ManifestError, Problem, findings
-from deployctl.manifest.quantities import seconds, shown
-from deployctl.manifest.rules import absolute_tolerance, broken_rules, missing_values
+from deployctl.manifest.quantities import shown
+from deployctl.manifest.rules import (
+    LABEL_METRICS,
+    PAIR_METRICS,
+    absolute_limit,
+    absolute_tolerance,
+    broken_rules,
+    missing_values,
+)
 
 __all__ = [
     "Manifest",
@@ -39,6 +46,9 @@ __all__ = [
     "plan",
     "service_spec",
 ]
+
+DEFAULT_MIN_LABELS = 300
+"""Labelled answers that a shadow waits for where a metric uses labels and the manifest names no number."""
 
 TOLERANCE_RELATIVE = 0.1
 TOLERANCE_ABSOLUTE = 0.001
@@ -96,26 +106,50 @@ def _problem(source: str, mark: Mark, message: str) -> Problem:
 
 def _manifest(document: schema.Document, text: str, source: str, base: Path) -> Manifest:
     spec = document.spec
-    canary = spec.strategy.canary if spec.strategy is not None else None
+    written = spec.strategy
+    canary, shadow = (None, None) if written is None else (written.canary, written.shadow)
     analysis = spec.analysis or schema.Analysis()
+    metrics = tuple(_rule(entry) for entry in analysis.metrics)
+    candidates = spec.candidates or (() if spec.candidate is None else (spec.candidate,))
+    holdback = canary.holdback if canary is not None else None
     return Manifest(
         source=source,
         text=text,
         name=document.metadata.name,
         service=_service(spec.service, document.metadata.name),
-        baseline=_model_ref(spec.baseline, base),
-        candidate=None if spec.candidate is None else _model_ref(spec.candidate, base),
+        baseline=None if spec.baseline is None else _model_ref(spec.baseline, base),
+        candidates=tuple(_model_ref(candidate, base) for candidate in candidates),
         prediction=None if spec.prediction is None else _prediction(spec.prediction),
-        strategy=None if canary is None else Canary(_canary_steps(canary), canary.min_dwell, canary.bake),
-        step_timeout=None if canary is None else canary.step_timeout,
+        strategy=_strategy(written, metrics),
+        step_timeout=shadow.max_duration if shadow else canary.step_timeout if canary else None,
         on_inconclusive=OnInconclusive("rollback" if canary is None else canary.on_inconclusive),
         keep_warm=None if canary is None else canary.keep_warm,
-        holdback=None
-        if canary is None or canary.holdback is None
-        else Holdback(canary.holdback.weight, canary.holdback.duration),
+        holdback=None if holdback is None else Holdback(holdback.weight, holdback.duration),
         alpha=analysis.alpha,
         beta=analysis.beta,
-        metrics=tuple(_rule(entry) for entry in analysis.metrics),
+        metrics=metrics,
+        copy_timeout=shadow.timeout if shadow else None,
+        copy_limit=shadow.concurrency if shadow else 32,
+    )
+
+
+def _strategy(written: schema.Strategy | None, metrics: tuple[MetricRule, ...]) -> Canary | Shadow | None:
+    """The strategy that is written; what is judged by copies keeps a canary's mirror going."""
+    names = {rule.name for rule in metrics}
+    if written is None:
+        return None
+    if written.shadow is not None:
+        shadow = written.shadow
+        asked = DEFAULT_MIN_LABELS if names & LABEL_METRICS else 0
+        return Shadow(
+            shadow.percentage,
+            asked if shadow.min_labels is None else shadow.min_labels,
+            shadow.max_duration,
+        )
+    assert written.canary is not None
+    canary = written.canary
+    return Canary(
+        _canary_steps(canary), canary.min_dwell, canary.bake, keeps_mirroring=bool(names & PAIR_METRICS)
     )
 
 
@@ -146,11 +180,13 @@ def _canary_steps(canary: schema.Canary) -> tuple[CanaryStep, ...]:
     """The weights below 100 %, each with the pauses that follow it: their durations add up."""
     steps: list[CanaryStep] = []
     for written in canary.steps:
+        if written.mirror is not None:
+            steps.append(CanaryStep(0.0, mirror=written.mirror.percentage))
         steps += [CanaryStep(weight) for weight in written.weights() if weight < 100]
         if written.pause is not None:
             last, pause = steps[-1], written.pause.duration
             steps[-1] = CanaryStep(
-                last.weight, last.pause + (pause or 0.0), last.awaits_person or pause is None
+                last.weight, last.pause + (pause or 0.0), last.awaits_person or pause is None, last.mirror
             )
     return tuple(steps)
 
@@ -166,5 +202,5 @@ def _rule(written: schema.MetricEntry) -> MetricRule:
             absolute if tolerance.absolute is None else absolute_tolerance(written.name, tolerance.absolute)
         ),
         margin=written.margin,
-        limit=None if written.max is None else 1000 * seconds(written.max),
+        limit=None if written.max is None else absolute_limit(written.name, written.max),
     )

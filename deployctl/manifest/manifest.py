@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deployctl.core.plan import Holdback, MetricRule, OnInconclusive, Plan, Version
-from deployctl.core.strategies import STRATEGIES, Canary
+from deployctl.core.plan import HUMAN, Holdback, LabelRules, MetricRule, OnInconclusive, Plan, Version
+from deployctl.core.strategies import STRATEGIES, Canary, Shadow
 from deployctl.errors import InvalidError
 
 
@@ -58,10 +58,10 @@ class Manifest:
     text: str
     name: str
     service: Service
-    baseline: ModelRef
-    candidate: ModelRef | None
+    baseline: ModelRef | None
+    candidates: tuple[ModelRef, ...]
     prediction: Prediction | None
-    strategy: Canary | None
+    strategy: Canary | Shadow | None
     step_timeout: float | None
     on_inconclusive: OnInconclusive
     keep_warm: float | None
@@ -69,14 +69,22 @@ class Manifest:
     alpha: float
     beta: float
     metrics: tuple[MetricRule, ...]
+    labels: LabelRules = field(default_factory=LabelRules)
+    copy_timeout: float | None = None
+    copy_limit: int = 32
+
+    @property
+    def candidate(self) -> ModelRef | None:
+        """The first of the versions that are tried, or None."""
+        return self.candidates[0] if self.candidates else None
 
 
-def plan(manifest: Manifest, baseline: Version, candidate: Version) -> Plan:
-    """The plan of a rollout between these two versions.
+def plan(manifest: Manifest, baseline: Version | None, candidate: Version, *others: Version) -> Plan:
+    """The plan of a rollout between these versions; without a baseline people decide. `others` are a shadow's further candidates.
 
     Raises InvalidError where the manifest is one of a service with a single version.
     """
-    if manifest.candidate is None:
+    if not manifest.candidates:
         raise InvalidError(
             f"{manifest.source}: names no candidate under 'spec', so there is nothing to roll out"
         )
@@ -86,7 +94,7 @@ def plan(manifest: Manifest, baseline: Version, candidate: Version) -> Plan:
         )
     return Plan(
         strategy=next(name for name, kind in STRATEGIES.items() if kind is type(manifest.strategy)),
-        baseline=baseline,
+        baseline=baseline or HUMAN,
         candidate=candidate,
         steps=manifest.strategy.steps(),
         metrics=manifest.metrics,
@@ -100,6 +108,11 @@ def plan(manifest: Manifest, baseline: Version, candidate: Version) -> Plan:
         classes=manifest.prediction.classes if manifest.prediction else (),
         passed=manifest.strategy.passed,
         failed=manifest.strategy.failed,
+        others=others,
+        min_labels=manifest.strategy.min_labels if isinstance(manifest.strategy, Shadow) else 0,
+        labels=manifest.labels,
+        copy_timeout=manifest.copy_timeout,
+        copy_limit=manifest.copy_limit,
     )
 
 

@@ -18,7 +18,10 @@ from deployctl.manifest.schema import MAX_STEPS, Model, Step, file_path
 
 T = TypeVar("T")
 
-PREDICTION_METRICS = ("null-rate", "label-error-rate")
+LABEL_METRICS, PAIR_METRICS = frozenset({"label-error-rate"}), frozenset({"disagreement-rate"})
+"""Metrics that wait for labels, and metrics that need two answers to one request."""
+
+PREDICTION_METRICS = ("null-rate", "label-error-rate", "disagreement-rate")
 """Metrics that look at the answer itself, so the manifest must say how it is read."""
 
 
@@ -35,6 +38,8 @@ def broken_rules(tree: Tree, metrics: Collection[str]) -> Iterator[Finding]:
     """Everything that the sections of this manifest contradict each other in; `metrics` are the known names."""
     spec = _mapping(_mapping(tree.value).get("spec"))
     yield from _versions_agree(spec)
+    yield from _candidates_are_told_apart(spec)
+    yield from _somebody_decides(spec)
     yield from _steps_climb(spec)
     yield from _something_is_watched(spec)
     yield from _metrics_are_distinct(spec)
@@ -79,11 +84,11 @@ def _steps_climb(spec: dict[str, Any]) -> Iterator[Finding]:
             yield Finding((*path, at), "a pause belongs to the step before it; there is none")
         elif step.pause is not None and reached == 100:
             yield Finding((*path, at), "promotion follows setWeight: 100 at once; a pause goes before it")
-        for weight in step.weights():
-            if weight <= reached:
-                yield Finding((*path, at), _why_not_climbing(weight, reached))
-                break
-            reached = weight
+        if step.mirror is not None and reached > 0:
+            yield Finding((*path, at), "a mirror step goes before the first weight")
+        reached, problem = _climbed(step.weights(), reached)
+        if problem:
+            yield Finding((*path, at), problem)
     weights = [weight for step in steps if step is not None for weight in step.weights()]
     if len(weights) > MAX_STEPS:
         yield Finding(path, f"{len(weights)} steps; at most {MAX_STEPS}", at_key=True)
@@ -91,10 +96,60 @@ def _steps_climb(spec: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(path, "needs at least one weight below 100: nothing is promoted unseen", at_key=True)
 
 
+def _climbed(weights: tuple[float, ...], reached: float) -> tuple[float, str | None]:
+    """The weight reached, and why these do not climb from where it was."""
+    for weight in weights:
+        if weight <= reached:
+            return reached, _why_not_climbing(weight, reached)
+        reached = weight
+    return reached, None
+
+
 def _why_not_climbing(weight: float, reached: float) -> str:
     if reached == 100:
         return "setWeight: 100 means promotion, so it is the last step"
     return f"weight {weight:g} does not climb; the one before is {reached:g}"
+
+
+def _candidates_are_told_apart(spec: dict[str, Any]) -> Iterator[Finding]:
+    written = spec.get("candidates")
+    if written is None:
+        return
+    path: Path = ("spec", "candidates")
+    if "candidate" in spec:
+        yield Finding(path, "either 'candidate' or 'candidates'; write one of them", at_key=True)
+    if "shadow" not in _mapping(spec.get("strategy")):
+        yield Finding(path, "several candidates go with strategy 'shadow' only", at_key=True)
+    seen: set[str] = set()
+    for at, one in enumerate(written if isinstance(written, list) else []):
+        version = _mapping(one).get("version")
+        if isinstance(version, str) and version in seen:
+            yield Finding((*path, at, "version"), f"version {shown(version)} is listed twice")
+        if isinstance(version, str):
+            seen.add(version)
+
+
+def _somebody_decides(spec: dict[str, Any]) -> Iterator[Finding]:
+    """Without a baseline people decide: a shadow, whose metrics then have nothing to compare with but a limit."""
+    if "baseline" in spec:
+        return
+    if "shadow" not in _mapping(spec.get("strategy")):
+        yield Finding(
+            ("spec",),
+            "missing key 'baseline' in 'spec'; only a shadow goes without one (people decide then)",
+            at_key=True,
+        )
+        return
+    for path, entry, name in _metrics(spec):
+        if name == "disagreement-rate":
+            yield Finding(
+                (*path, "name"), "disagreement-rate: without a baseline there is nobody to disagree with"
+            )
+        elif "max" not in entry:
+            yield Finding(
+                (*path, "name"),
+                f"{name} needs a limit (max: …): without a baseline there is nothing to compare with",
+            )
 
 
 def _something_is_watched(spec: dict[str, Any]) -> Iterator[Finding]:
@@ -117,26 +172,53 @@ def _metrics_are_distinct(spec: dict[str, Any]) -> Iterator[Finding]:
 
 def _limits_are_written(spec: dict[str, Any]) -> Iterator[Finding]:
     compared = False
+    strategy = _mapping(spec.get("strategy"))
+    has_copies = "shadow" in strategy or _mirrors(strategy)
     for path, entry, name in _metrics(spec):
-        is_limit = name.startswith("latency-p")
+        needs_limit = name.startswith("latency-p") or name == "disagreement-rate"
+        is_limit = needs_limit or "max" in entry
         compared |= not is_limit
-        if is_limit and "max" not in entry:
-            yield Finding((*path, "name"), f"{name} needs its limit: max: 500ms")
+        if needs_limit and "max" not in entry:
+            example = "500ms" if name.startswith("latency") else "5%"
+            yield Finding((*path, "name"), f"{name} needs its limit: max: {example}")
         for key in ("tolerance", "margin") if is_limit else ():
             if key in entry:
-                yield Finding(
-                    (*path, key), f"{key}: {name} is an absolute limit and compares nothing", at_key=True
-                )
-        if is_limit and isinstance(entry.get("max"), str):
+                message = f"{key}: {name} with a limit is absolute and compares nothing"
+                yield Finding((*path, key), message, at_key=True)
+        if isinstance(entry.get("max"), str):
             try:
-                positive_seconds(entry["max"])
+                absolute_limit(name, entry["max"])
             except ValueError as error:
                 yield Finding((*path, "max"), f"max: {error}")
-        if not is_limit and "max" in entry:
-            yield Finding((*path, "max"), f"key 'max' is not supported yet for {name}", at_key=True)
-    if not compared and any(True for _ in _metrics(spec)):
+        if name == "disagreement-rate" and strategy and not has_copies:
+            message = "disagreement-rate needs answers to the same requests: a mirror step before the first weight, or a shadow"
+            yield Finding((*path, "name"), message)
+        elif "max" in entry and not needs_limit and "shadow" not in strategy:
+            yield Finding(
+                (*path, "max"), f"key 'max' is not supported yet for {name} outside a shadow", at_key=True
+            )
+    if not compared and "shadow" not in strategy and any(True for _ in _metrics(spec)):
         path = ("spec", "analysis", "metrics")
         yield Finding(path, "only absolute limits: at least one metric must compare", at_key=True)
+
+
+def _mirrors(strategy: dict[str, Any]) -> bool:
+    steps = _mapping(strategy.get("canary")).get("steps")
+    return any("mirror" in _mapping(step) for step in (steps if isinstance(steps, list) else []))
+
+
+def absolute_limit(metric: str, written: str) -> float:
+    """An absolute limit: milliseconds for latency, else a fraction between 0 and 1. Raises ValueError."""
+    if metric.startswith("latency"):
+        if metric == "latency":
+            raise ValueError(
+                "latency is compared over what is learnt; an absolute limit is latency-p99, -p95, -p90 or -p50"
+            )
+        return positive_seconds(written) * 1000
+    limit = percentage(written)
+    if not 0 < limit < 1:
+        raise ValueError(f"{shown(written)} is no limit; write a percentage between 0% and 100%")
+    return limit
 
 
 def _answers_are_read(spec: dict[str, Any]) -> Iterator[Finding]:

@@ -51,10 +51,11 @@ from deployctl.manifest.quantities import (
 
 ENGINE = "builtin"
 LATER_ENGINES = frozenset({"envoy"})
-LATER_METRICS = frozenset({"disagreement-rate"})
+LATER_METRICS: frozenset[str] = frozenset()
 LATER_WORDS = frozenset({"value"})
 """Words of closed sets (here of `prediction.read`) that a later version will know."""
 MAX_STEPS = 200
+MAX_CANDIDATES = 8
 
 _DURATION = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["500ms", "30s", "10m", "72h"]}
 _PERCENTAGE = {"type": "string", "pattern": PERCENTAGE_PATTERN, "examples": ["0.5%", "10%"]}
@@ -276,19 +277,28 @@ class Ramp(Section):
         return (*(share for share in climbing if share < self.stop), self.stop)
 
 
+class Mirror(Section):
+    """Copies of requests for the candidate, whose answers are used for nothing."""
+
+    percentage: Weight = Field(100.0, json_schema_extra={"default": 100})
+    """Percent of requests that are copied."""
+
+
 def _step_schema(schema: dict[str, Any]) -> None:
     section = {key: schema.pop(key) for key in ("type", "properties", "additionalProperties")}
     schema["anyOf"] = [_WEIGHT, {**section, "minProperties": 1, "maxProperties": 1}]
 
 
 class Step(Section):
-    """One of setWeight, pause and ramp; a bare number is setWeight."""
+    """One of setWeight, mirror, pause and ramp; a bare number is setWeight."""
 
     model_config = ConfigDict(json_schema_extra=_step_schema)
-    later = frozenset({"mirror", "setMirrorRoute", "analysis", "experiment"})
+    later = frozenset({"setMirrorRoute", "analysis", "experiment"})
 
     set_weight: Weight | None = None
     """Share of callers in percent that the candidate answers; a final 100 means promotion."""
+    mirror: Mirror | None = None
+    """The candidate answers copies of requests, and nobody gets its answers; before the first weight."""
     pause: Pause | None = None
     """Belongs to the step before it."""
     ramp: Ramp | None = None
@@ -301,7 +311,7 @@ class Step(Section):
     @model_validator(mode="after")
     def _is_one_thing(self) -> Step:
         if len(self.model_fields_set) != 1:
-            raise ValueError("a step is exactly one of setWeight, pause and ramp")
+            raise ValueError("a step is exactly one of setWeight, mirror, pause and ramp")
         return self
 
     def weights(self) -> tuple[float, ...]:
@@ -346,18 +356,34 @@ class Canary(Section):
     """How long the version before stays loaded after a promotion; default: until the next rollout starts."""
 
 
+class Shadow(Section):
+    """The candidate answers copies of the traffic; nothing is decided by it, and it is compared with people and the baseline."""
+
+    percentage: Weight = Field(100.0, json_schema_extra={"default": 100})
+    """Percent of requests that are copied."""
+    min_labels: Annotated[int, Field(ge=0)] | None = None
+    """Labelled answers that a pass needs at least; default: 300 where a metric uses labels, else 0."""
+    max_duration: PositiveSeconds = Field(72 * 3600.0, json_schema_extra={"default": "72h"})
+    """It ends as inconclusive after this time."""
+    timeout: PositiveSeconds | None = None
+    """How long a copy may take; past it that is an error of the candidate. Default: as long as a request."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Copies that are with one version at once; what does not fit into the queue behind them is dropped and counted."""
+
+
 class Strategy(Section):
     """How the candidate replaces the baseline."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
-    later = frozenset({"shadow", "blueGreen"})
+    later = frozenset({"blueGreen"})
 
     canary: Canary | None = None
+    shadow: Shadow | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> Strategy:
-        if not self.model_fields_set:
-            raise ValueError("names no strategy (known: canary)")
+        if len(self.model_fields_set) != 1:
+            raise ValueError("names exactly one strategy (known: canary, shadow)")
         return self
 
 
@@ -379,7 +405,8 @@ class MetricEntry(Section):
     margin: Margin | None = None
     """Increase that must be excluded before promotion; default: 0.5 points + an eighth of the baseline's rate."""
     max: str | None = None
-    """Absolute limit of latency-p50, -p90, -p95, -p99, a duration; over it alone is harm, over it with the baseline a freeze."""
+    """Absolute limit: a duration for latency-p50, -p90, -p95, -p99 (over it alone is harm, over it with the baseline a freeze); a
+    percentage for a rate that copies are judged by (disagreement-rate, and every rate of a shadow)."""
 
 
 class Analysis(Section):
@@ -398,11 +425,14 @@ class Analysis(Section):
 class Spec(Section):
     """The service, its versions, and how one replaces the other."""
 
-    later = frozenset({"candidates"})
-
     service: Service
-    baseline: Model
+    baseline: Model | None = None
     candidate: Model | None = None
+    candidates: (
+        Annotated[tuple[Model, ...], Strict(strict=False), Field(min_length=1, max_length=MAX_CANDIDATES)]
+        | None
+    ) = None
+    """Several at once, in place of `candidate`; with a shadow only, each judged by itself."""
     prediction: Prediction | None = None
     strategy: Strategy | None = None
     analysis: Analysis | None = None

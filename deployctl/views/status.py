@@ -47,10 +47,12 @@ def status_line(status: Document) -> str:
     if status.get("rollout") and status.get("candidate"):
         parts += [
             _step_words(status),
-            f"{label(status['candidate'])} at {figures.weight(status.get('weight'))}",
+            _share_words(status),
         ]
     else:
-        parts.append(f"version {label(status.get('live'))} serves")
+        parts.append(
+            f"version {label(status['live'])} serves" if status.get("live") is not None else "people decide"
+        )
     for metric in status.get("metrics") or []:
         arms = f"{figures.arm(metric.get('baseline'))} | {figures.arm(metric.get('candidate'))}"
         parts.append(f"{metric['name']} {verdict_of(metric)}: {arms}")
@@ -108,17 +110,40 @@ def _headline(status: Document) -> Text:
     line.append("  ")
     line.append(phase_words(phase), style=PHASE_STYLES.get(str(phase), "bold green"))
     if status.get("rollout"):
-        line.append(
-            f"  {label(status.get('baseline'))} → {label(status.get('candidate'))}", style="default not bold"
-        )
+        line.append(f"  {_versions_words(status)}", style="default not bold")
         line.append(f"  rollout {status['rollout']}", style="dim not bold")
-    line.append(f"  live {label(status.get('live'))}", style="default not bold")
+    line.append(f"  live {_live(status)}", style="default not bold")
     if status.get("previous") is not None:
         line.append(f"  previous {label(status['previous'])}", style="dim not bold")
     return line
 
 
+def _versions_words(status: Document) -> str:
+    """Which version is tried against which; several candidates of a shadow are all named."""
+    tried = ", ".join(label(version) for version in status.get("candidates") or [status.get("candidate")])
+    if status.get("strategy") == "shadow":
+        against = "people" if status.get("baseline") is None else label(status["baseline"])
+        return f"{tried} shadows {against}"
+    return f"{label(status.get('baseline'))} → {tried}"
+
+
+def _live(status: Document) -> str:
+    return "people" if status.get("live") is None and status.get("phase") else label(status.get("live"))
+
+
+def _share_words(status: Document) -> str:
+    """What share of the traffic the candidate has."""
+    if mirror := status.get("mirror"):
+        return f"copies of {mirror:g} % to {label(status['candidate'])}"
+    return f"{label(status['candidate'])} at {figures.weight(status.get('weight'))}"
+
+
 def _weight_lines(status: Document, layout: Layout) -> list[Text]:
+    if status.get("strategy") == "shadow":
+        labels = (status.get("labels") or {}).get("joined", 0)
+        dropped = sum((status.get("copies_dropped") or {}).values())
+        words = f"{status.get('mirror') or 0:g} % of the requests, {dropped} dropped; {labels} labels joined"
+        return [_fact("copies", words)]
     weight = float(status.get("weight") or 0.0)
     line = Text("  weight  ", style="dim")
     line.append(

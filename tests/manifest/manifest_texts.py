@@ -12,7 +12,7 @@ from deployctl.manifest.problems import ManifestError
 
 METRICS = (
     *("error-rate", "null-rate", "latency", "label-error-rate"),
-    *("latency-p50", "latency-p90", "latency-p95", "latency-p99"),
+    *("latency-p50", "latency-p90", "latency-p95", "latency-p99", "disagreement-rate"),
 )
 ENGINES = ("builtin",)
 

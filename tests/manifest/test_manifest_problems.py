@@ -33,7 +33,7 @@ def test_ten_mistakes_are_told_at_once_in_the_order_of_the_file():
         "8:5: unknown key 'enginee' (did you mean 'engine'? known: engine, listen, model, routingKey, timeout)",
         '9:23: version: must be text; put it in quotes: "1.10"',
         "10:3: missing key 'uri' in 'candidate'",
-        "14:9: unknown key 'setWeigth' (did you mean 'setWeight'? known: pause, ramp, setWeight)",
+        "14:9: unknown key 'setWeigth' (did you mean 'setWeight'? known: mirror, pause, ramp, setWeight)",
         "16:9: weight 7 does not climb; the one before is 10",
         "18:7: duplicate key 'minDwell' (first in line 17)",
         "21:14: null-rate needs the section 'prediction': which output is the answer",
@@ -71,20 +71,12 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
     ("old", "new", "place", "message"),
     [
         (
-            "  strategy:\n    canary:",
-            "  strategy:\n    shadow: {percentage: 100}\n    canary:",
-            "shadow",
-            "key 'shadow'",
-        ),
-        (
             "  strategy:\n",
             "  strategy:\n    blueGreen: {autoPromotion: false}\n",
             "blueGreen",
             "key 'blueGreen'",
         ),
         ("engine: builtin", "engine: envoy", "envoy", "engine 'envoy'"),
-        ("- setWeight: 5", "- mirror: {percentage: 100}\n      - setWeight: 5", "mirror", "key 'mirror'"),
-        ("  candidate:", "  candidates: []\n  candidate:", "candidates", "key 'candidates'"),
         ("engine: builtin", "routers: 4", "routers", "key 'routers'"),
         ("engine: builtin", "tls: {cert: a}", "tls", "key 'tls'"),
         ("engine: builtin", "tokens: [a]", "tokens", "key 'tokens'"),
@@ -96,7 +88,6 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
         ("    alpha: 0.01\n", "    skip: true\n", "skip", "key 'skip'"),
         ("read: argmax", "read: value", "value", "read: 'value'"),
         ("read: argmax", "labelTolerance: 0.1", "labelTolerance", "key 'labelTolerance'"),
-        ("{name: null-rate}", "{name: disagreement-rate}", "disagreement-rate", "metric 'disagreement-rate'"),
         ("models/v2.onnx", "s3://bucket/v2.onnx", "s3://", "uri: scheme 's3'"),
         ("models/v2.onnx", "hf:org/model", "hf:", "uri: scheme 'hf'"),
     ],
@@ -203,7 +194,9 @@ def test_a_missing_key_is_told_at_its_section(key, section):
 
 def test_a_missing_baseline_is_an_error():
     text = re.sub(r"  baseline:.*\n", "", FULL)
-    assert problems(text) == ["5:1: missing key 'baseline' in 'spec'"]
+    assert problems(text) == [
+        "5:1: missing key 'baseline' in 'spec'; only a shadow goes without one (people decide then)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -219,8 +212,11 @@ def test_a_missing_baseline_is_an_error():
         ("[5, 100, 50]", "setWeight: 100 means promotion, so it is the last step"),
         ("[0, 5]", "setWeight: a weight is above 0 and at most 100 percent, not 0"),
         ("[5, fast]", "setWeight: 'fast' is no weight"),
-        ("[5, {}]", "steps: a step is exactly one of setWeight, pause and ramp"),
-        ("[5, {setWeight: 10, pause: {}}]", "steps: a step is exactly one of setWeight, pause and ramp"),
+        ("[5, {}]", "steps: a step is exactly one of setWeight, mirror, pause and ramp"),
+        (
+            "[5, {setWeight: 10, pause: {}}]",
+            "steps: a step is exactly one of setWeight, mirror, pause and ramp",
+        ),
         ("[5, {pause: 10m}]", "pause: must be a mapping of keys, not '10m'"),
         ("[5, {pause: {duration: 10}}]", "duration: 10 is no duration"),
         ("[{ramp: {from: 50, to: 10, by: 20}}]", "ramp: from 50 to 10 does not climb"),
@@ -230,7 +226,12 @@ def test_a_missing_baseline_is_an_error():
             "[{ramp: {from: 0.5, to: 50, by: 0.5}}, {ramp: {from: 50.4, to: 99, by: 0.4}}]",
             "steps; at most 200",
         ),
-        ("[5, {mirror: {percentage: 100}}, 3]", "key 'mirror' is not supported yet"),
+        ("[5, {mirror: {percentage: 100}}, 10]", "a mirror step goes before the first weight"),
+        (
+            "[{mirror: {percentage: 101}}, 5]",
+            "percentage: a weight is above 0 and at most 100 percent, not 101",
+        ),
+        ("[{mirror: {percentage: 100}}]", "needs at least one weight below 100"),
         ("5", "steps: must be a list, not 5"),
     ],
 )
@@ -352,12 +353,94 @@ def tell(text):
         ("{name: latency-p99, max: soon}", "max: "),
         (
             "{name: latency-p99, max: 1s, margin: 1%}",
-            "margin: latency-p99 is an absolute limit and compares nothing",
+            "margin: latency-p99 with a limit is absolute and compares nothing",
         ),
     ],
 )
 def test_an_absolute_limit_is_a_duration_and_nothing_else(entry, message):
     assert any(message in problem for problem in problems(FULL.replace("{name: null-rate}", entry)))
+
+
+SHADOW = """apiVersion: deployctl/v1
+kind: Rollout
+metadata: {name: phones}
+spec:
+  service: {listen: 127.0.0.1:0}
+  candidate: {version: "1", uri: v1.onnx}
+  prediction: {output: probabilities}
+  strategy:
+    shadow: {minLabels: 100}
+  analysis:
+    metrics:
+    - {name: label-error-rate, max: 12%}
+"""
+
+
+def test_people_alone_are_a_manifest_without_a_baseline():
+    manifest = loaded(SHADOW)
+    assert manifest.baseline is None
+    assert (manifest.strategy.percentage, manifest.strategy.min_labels) == (100.0, 100)
+    assert manifest.metrics[0].limit == 0.12
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (", max: 12%}", "}", "label-error-rate needs a limit (max: …): without a baseline"),
+        ("max: 12%", "max: 120%", "max: '120%'"),
+        ("max: 12%", "max: 100%", "max: '100%' is no limit; write a percentage between 0% and 100%"),
+        ("max: 12%", "max: 0%", "max: '0%' is no limit"),
+        ("max: 12%", "max: 5s", "max: '5s'"),
+        ("label-error-rate, max: 12%", "disagreement-rate, max: 5%", "there is nobody to disagree with"),
+        ("label-error-rate, max: 12%", "latency, max: 5s", "an absolute limit is latency-p99"),
+        (
+            "minLabels: 100",
+            "percentage: 101",
+            "percentage: a weight is above 0 and at most 100 percent, not 101",
+        ),
+        ("minLabels: 100", "minLabels: -1", "minLabels: "),
+        ("minLabels: 100", "minLabels: many", "minLabels: "),
+        ("minLabels: 100", "concurrency: 0", "concurrency: "),
+        ("minLabels: 100", "maxDuration: 0s", "maxDuration: "),
+        (
+            "    shadow: {minLabels: 100}",
+            "    shadow: {}\n    canary: {steps: [5]}",
+            "names exactly one strategy",
+        ),
+        ("  candidate: {", "  candidates: []\n  candidate: {", "either 'candidate' or 'candidates'"),
+        (
+            '  candidate: {version: "1", uri: v1.onnx}',
+            '  candidates: [{version: "1", uri: a.onnx}, {version: "1", uri: b.onnx}]',
+            "version '1' is listed twice",
+        ),
+    ],
+)
+def test_a_shadow_that_makes_no_sense_is_refused(old, new, message):
+    assert old in SHADOW
+    found = problems(SHADOW.replace(old, new))
+    assert any(message in problem for problem in found), found
+
+
+def test_several_candidates_go_with_a_shadow_only():
+    text = FULL.replace("  candidate:", "  candidates:\n  - ", 1)
+    assert any("go with strategy 'shadow' only" in problem for problem in problems(text))
+
+
+def test_disagreement_needs_two_answers_to_one_request():
+    text = FULL.replace("{name: null-rate}", "{name: disagreement-rate, max: 5%}")
+    assert any(
+        "disagreement-rate needs answers to the same requests" in problem for problem in problems(text)
+    )
+    with_mirror = text.replace("- setWeight: 5", "- mirror: {percentage: 100}\n      - setWeight: 5")
+    steps = loaded(with_mirror).strategy.steps()
+    assert [(step.weight, step.mirror) for step in steps[:2]] == [(0.0, 100.0), (5.0, 100.0)]
+
+
+def test_a_canary_stops_its_copies_after_the_mirror_step_where_nothing_needs_them():
+    text = FULL.replace("- setWeight: 5", "- mirror: {percentage: 40}\n      - setWeight: 5")
+    steps = loaded(text).strategy.steps()
+    assert [(step.weight, step.mirror) for step in steps[:2]] == [(0.0, 40.0), (5.0, 0.0)]
+    assert steps[0].gate.next_weight == 5
 
 
 def test_absolute_limits_alone_compare_nothing():
