@@ -17,7 +17,8 @@ import onnxruntime
 
 from deployctl.errors import IntegrityError, InvalidError
 from deployctl.serving.external import external_tensor
-from deployctl.wire.oip import DATATYPES, DTYPES, PLATFORM, Array, BadRequest, TensorSpec
+from deployctl.wire.coding import BadRequest
+from deployctl.wire.oip import DATATYPES, DTYPES, PLATFORM, Array, TensorSpec
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",

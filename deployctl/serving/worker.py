@@ -20,6 +20,7 @@ from deployctl.serving.model import Model, ModelFailure
 from deployctl.serving.prediction import Reader
 from deployctl.serving.settings import Settings
 from deployctl.wire import oip
+from deployctl.wire.coding import BadRequest, compress
 from deployctl.wire.frames import (
     MAX_FRAME,
     Answer,
@@ -61,7 +62,7 @@ class Worker:
             asked = oip.decode(request.body, request.json_length, request.encoding, self._model.inputs)
             request_id = asked.id or request_id
             return self._infer(request, asked, request_id)
-        except oip.BadRequest as error:
+        except BadRequest as error:
             return self._failed(request, request_id, error.status, error.message)
         except ModelFailure as error:
             return self._failed(request, request_id, 500, str(error))
@@ -85,7 +86,7 @@ class Worker:
         body, json_length = oip.encode(self._model_name, self._version, request_id, outputs, asked)
         encoding = request.accept
         if encoding is not Encoding.IDENTITY:
-            body = oip.compress(body, encoding)
+            body = compress(body, encoding)
         if len(body) > MAX_FRAME - 256 * 1024:
             return self._failed(
                 request, request_id, 500, f"the answer has {len(body)} bytes, which is too large"

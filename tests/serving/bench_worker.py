@@ -127,11 +127,11 @@ def binary(head, *tensors):
 
 def tensors_of(answer):
     """The output tensors of an answer, with the dtypes of numpy."""
-    from deployctl.wire import oip
+    from deployctl.wire import coding, oip
 
     content = answer.body
     if answer.encoding is not Encoding.IDENTITY:
-        content = oip.decompress(content, answer.encoding)
+        content = coding.decompress(content, answer.encoding)
     length = len(content) if answer.json_length == NO_BINARY else answer.json_length
     raw = content[length:]
     found = {}

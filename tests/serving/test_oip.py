@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deployctl.wire import oip
+from deployctl.wire import coding, oip
 from deployctl.wire.frames import NO_BINARY, Answer, Encoding
 
 ONE = (oip.TensorSpec("x", "FP32", (-1, 3)),)
@@ -191,7 +191,7 @@ MALFORMED = {
 @pytest.mark.parametrize(("content", "status", "message"), MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_body_is_refused_with_a_reason(content, status, message):
     content, length = content if isinstance(content, tuple) else (content, NO_BINARY)
-    with pytest.raises(oip.BadRequest) as refused:
+    with pytest.raises(coding.BadRequest) as refused:
         oip.decode(content, length)
     assert refused.value.status == status
     assert message in refused.value.message
@@ -210,7 +210,7 @@ def test_a_malformed_body_is_refused_with_a_reason(content, status, message):
     ],
 )
 def test_a_raw_body_that_does_not_fit_the_model_is_refused(content, signature, message):
-    with pytest.raises(oip.BadRequest, match=r".") as refused:
+    with pytest.raises(coding.BadRequest, match=r".") as refused:
         oip.decode(content, 0, signature=signature)
     assert message in refused.value.message
 
@@ -291,7 +291,7 @@ def test_not_a_number_is_null_in_json_for_every_float_type():
 
 def test_bytes_that_json_cannot_carry_are_refused_with_the_way_out():
     outputs = {"y": np.array([b"\xff"], dtype=object)}
-    with pytest.raises(oip.BadRequest, match="request it with the parameter binary_data"):
+    with pytest.raises(coding.BadRequest, match="request it with the parameter binary_data"):
         oip.encode("m", "1", "i", outputs, oip.InferRequest(None, {}))
     content, length = oip.encode("m", "1", "i", outputs, oip.InferRequest(None, {}, binary_output=True))
     assert content[length:] == b"\1\0\0\0\xff"
@@ -302,7 +302,7 @@ def test_an_error_is_one_line_of_json():
 
 
 def test_compressed_bodies_of_several_members_are_whole():
-    assert oip.decompress(gzip.compress(b"one ") + gzip.compress(b"two"), Encoding.GZIP) == b"one two"
+    assert coding.decompress(gzip.compress(b"one ") + gzip.compress(b"two"), Encoding.GZIP) == b"one two"
 
 
 @pytest.mark.parametrize(
@@ -315,17 +315,22 @@ def test_compressed_bodies_of_several_members_are_whole():
         (gzip.compress(body()), Encoding.DEFLATE, 400, "the body is not valid deflate"),
         (zlib.compress(body()) + b"more", Encoding.DEFLATE, 400, "bytes follow the end"),
         (
-            zlib.compress(bytes(oip.MAX_BODY + 1)),
+            zlib.compress(bytes(coding.MAX_BODY + 1)),
             Encoding.DEFLATE,
             413,
             "more than 67108864 bytes after decompression",
         ),
-        (gzip.compress(bytes(oip.MAX_BODY)) + gzip.compress(b"1"), Encoding.GZIP, 413, "after decompression"),
-        (bytes(oip.MAX_BODY + 1), Encoding.IDENTITY, 413, "the limit is 67108864"),
+        (
+            gzip.compress(bytes(coding.MAX_BODY)) + gzip.compress(b"1"),
+            Encoding.GZIP,
+            413,
+            "after decompression",
+        ),
+        (bytes(coding.MAX_BODY + 1), Encoding.IDENTITY, 413, "the limit is 67108864"),
     ],
 )
 def test_what_does_not_decompress_to_a_body_is_refused(content, encoding, status, message):
-    with pytest.raises(oip.BadRequest) as refused:
+    with pytest.raises(coding.BadRequest) as refused:
         oip.decode(content, encoding=encoding)
     assert refused.value.status == status
     assert message in refused.value.message
@@ -389,7 +394,7 @@ def test_what_goes_in_comes_out_bit_for_bit(arrays, as_binary, nested, flipped):
 )
 def test_no_body_does_more_than_be_refused(content, length):
     for json_length in (NO_BINARY, length):
-        with contextlib.suppress(oip.BadRequest):
+        with contextlib.suppress(coding.BadRequest):
             oip.decode(content, json_length, signature=ONE)
 
 

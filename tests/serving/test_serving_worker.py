@@ -145,13 +145,13 @@ def test_the_report_names_outputs_that_were_nan_in_the_warm_up(start):
 
 @pytest.mark.parametrize("encoding", [Encoding.GZIP, Encoding.DEFLATE])
 def test_compressed_bodies_are_taken_and_given(start, encoding):
-    from deployctl.wire import oip
+    from deployctl.wire import coding
 
     bench = start(models.classifier())
     plain = bench.ask(row(1, 2, 3, 4))
-    packed = bench.ask(oip.compress(row(1, 2, 3, 4), encoding), encoding=encoding, accept=encoding)
+    packed = bench.ask(coding.compress(row(1, 2, 3, 4), encoding), encoding=encoding, accept=encoding)
     assert packed.encoding is encoding
-    assert oip.decompress(packed.body, encoding) == plain.body
+    assert coding.decompress(packed.body, encoding) == plain.body
 
 
 def test_only_the_requested_outputs_are_answered_and_the_prediction_is_still_read(start):
