@@ -33,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deployctl.router", description=__doc__)
     parser.add_argument("--data-fd", type=int, required=True, help="the listening socket, inherited")
     parser.add_argument("--orders", required=True, help="path of the controller's orders socket")
-    parser.add_argument("--settings", required=True, help="JSON: model, routing_key, timeout, limits")
+    parser.add_argument(
+        "--settings", required=True, help="JSON: model, routing_key, timeout, limits, inputs, input_key"
+    )
     args = parser.parse_args()
     try:
         settings = msgspec.json.decode(args.settings, type=Settings)
@@ -64,6 +66,7 @@ async def serve(listener: socket.socket, orders: str, settings: Settings) -> Non
         clients.close()
         await _until(lambda: not clients.open, settings.timeout + 1)
         clients.abort()
+    server.mirror.close()
     server.outcomes.flush()
     if server.outcomes.send is not None:
         await _until(lambda: server.outcomes.all_written_down, _LAST_BATCH)

@@ -24,6 +24,8 @@ import httptools
 import msgspec
 
 JSON = b"application/json"
+ANSWERS = {status.value for status in HTTPStatus if status >= 200} - {204, 205, 304}
+"""Every status that an answer with a body may have."""
 _SLICE = 16 * 1024  # fed to the parser at once, so that few pipelined requests are parsed before their turn
 _SWEEP = 0.25  # seconds between two looks at the clock; time-outs come early by up to this, never late
 _LINGER = 2.0  # seconds in which a refused client may read the reason before its unread bytes cause a reset

@@ -1,30 +1,39 @@
 """What happened to each request, in numbered batches on their way to the controller.
 
 A batch is kept until the controller says that it is written down, and sent again after a reconnect, so every outcome
-counts exactly once. Its watermark never passes the start of a request that is still to be reported.
+counts exactly once. Its watermarks never pass the start of a request, or of one with a copy, that is still to be reported.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from deployctl.router.inputs import NO_INPUT
 from deployctl.wire.orders import Batch, LabelRow, encode
 
+CLIENT_LEFT = 499
 _AGE = 0.010  # seconds that an outcome waits for others
-_TEXT = 1024 * 1024  # characters of ids, predictions and labels in one batch, so that no message is too large
+_TEXT = (
+    1024 * 1024
+)  # characters of ids, predictions, labels and inputs in one batch, so that no message is too large
 MAX_KEPT = (
     256 * 1024
 )  # outcomes and labels that wait for the controller; what comes after is dropped and counted
+MAX_INPUT = 1024 * 1024
+"""Bytes of one request's body that is kept."""
+MAX_INPUTS = 64 * 1024 * 1024
+"""Bytes of all bodies that wait for the controller."""
 
 
 class Outcome(NamedTuple):
-    """One request as it ended; the columns of `wire.orders.Batch`."""
+    """One request, or one copy of it, as it ended; the columns of `wire.orders.Batch`."""
 
     id: str
     key: bytes
@@ -36,22 +45,40 @@ class Outcome(NamedTuple):
     null: bool
     explicit: bool
     prediction: str | None
+    serial: int = 0
+    mirrored: bool = False
+    copies: int = 0
+    confidence: float = math.nan
+    input: bytes = NO_INPUT
+
+
+class Sent(NamedTuple):
+    """A batch that the controller has not confirmed."""
+
+    number: int
+    rows: int
+    input_bytes: int
+    message: bytes
 
 
 class Outcomes:
     """The buffer between the requests and the controller."""
 
-    def __init__(self, watermark: Callable[[], float]) -> None:
+    def __init__(self, watermarks: Callable[[], tuple[float, float]]) -> None:
         self.dropped = 0
+        self.mirror_dropped: Counter[int] = Counter()
         self.send: Callable[[bytes], None] | None = None
-        self._watermark = watermark
+        self._watermarks = watermarks
         self._rows: list[Outcome] = []
         self._labels: list[LabelRow] = []
+        self._inputs: dict[int, bytes] = {}
+        self._inputs_dropped = 0
         self._text = 0
-        self._unacknowledged: deque[tuple[int, int, bytes]] = deque()  # number, how many, the message
+        self._unacknowledged: deque[Sent] = deque()
         self._room = MAX_KEPT  # for outcomes and labels, sent or not
+        self._input_room = MAX_INPUTS
         self._number = 0
-        self._announced = 0.0
+        self._announced = (0.0, 0.0)
         self._latest = 0.0  # the latest start that the controller was told of
         self._timer: asyncio.TimerHandle | None = None
 
@@ -80,16 +107,27 @@ class Outcomes:
         self._soon()
         return True
 
+    def add_input(self, serial: int, body: bytes) -> None:
+        """Takes the body of a request that is about to be recorded, where there is room for it."""
+        if len(body) > min(MAX_INPUT, self._input_room):
+            self._inputs_dropped += 1
+            return
+        self._input_room -= len(body)
+        self._inputs[serial] = body
+        self._text += len(body)
+
     def acknowledged(self, number: int) -> None:
         """The controller has written down every batch up to this one."""
-        while self._unacknowledged and self._unacknowledged[0][0] <= number:
-            self._room += self._unacknowledged.popleft()[1]
+        while self._unacknowledged and self._unacknowledged[0].number <= number:
+            written = self._unacknowledged.popleft()
+            self._room += written.rows
+            self._input_room += written.input_bytes
 
     def connected(self, send: Callable[[bytes], None]) -> None:
         """The controller is there (again): what it has not confirmed goes to it first, in order."""
         self.send = send
-        for _, _, message in self._unacknowledged:
-            send(message)
+        for batch in self._unacknowledged:
+            send(batch.message)
 
     def disconnected(self) -> None:
         self.send = None
@@ -99,17 +137,24 @@ class Outcomes:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        watermark = self._watermark()
-        waited_for = self._latest >= self._announced and watermark > self._announced and self.send is not None
-        if not (self._rows or self._labels or waited_for):
+        watermarks = self._watermarks()
+        if not (self._rows or self._labels or self._waited_for(watermarks)):
             return
         self._number += 1
-        message = _encoded(self._batch(watermark))
-        self._unacknowledged.append((self._number, len(self._rows) + len(self._labels), message))
-        self._announced = watermark
-        self._rows, self._labels, self._text = [], [], 0
+        message = _encoded(self._batch(*watermarks))
+        input_bytes = sum(map(len, self._inputs.values()))
+        self._unacknowledged.append(
+            Sent(self._number, len(self._rows) + len(self._labels), input_bytes, message)
+        )
+        self._announced = watermarks
+        self._rows, self._labels, self._inputs, self._text = [], [], {}, 0
         if self.send is not None:
             self.send(message)
+
+    def _waited_for(self, watermarks: tuple[float, float]) -> bool:
+        """Whether the controller holds outcomes that these let it admit, and is there to be told."""
+        moved = zip(self._announced, watermarks, strict=True)
+        return self.send is not None and any(told <= self._latest and told < now for told, now in moved)
 
     def _soon(self) -> None:
         if self._text > _TEXT:
@@ -117,11 +162,13 @@ class Outcomes:
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_AGE, self.flush)
 
-    def _batch(self, watermark: float) -> Batch:
+    def _batch(self, watermark: float, mirror_watermark: float) -> Batch:
         rows = self._rows
         columns = list(zip(*rows, strict=True)) or [()] * len(Outcome._fields)
-        ids, keys, arms, splits, starts, latencies, statuses, nulls, explicits, predictions = columns
+        ids, keys, arms, splits, starts, latencies, statuses, nulls, explicits, predictions = columns[:10]
+        serials, mirrored, copies, confidences, inputs = columns[10:]
         self._latest = max((self._latest, *starts))
+        paired = any(copies) or any(mirrored) or bool(self._inputs)
         return Batch(
             number=self._number,
             watermark=watermark,
@@ -137,6 +184,15 @@ class Outcomes:
             prediction=list(predictions),
             labels=self._labels,
             dropped=self.dropped,
+            serial=array("Q", serials).tobytes() if paired else b"",
+            mirrored=array("b", mirrored).tobytes() if paired else b"",
+            copies=array("H", copies).tobytes() if paired else b"",
+            confidence=b"" if all(map(math.isnan, confidences)) else array("f", confidences).tobytes(),
+            input=b"" if inputs.count(NO_INPUT) == len(inputs) else b"".join(inputs),
+            inputs=self._inputs,
+            inputs_dropped=self._inputs_dropped,
+            mirror_watermark=mirror_watermark,
+            mirror_dropped=dict(self.mirror_dropped),
         )
 
 

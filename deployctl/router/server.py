@@ -1,4 +1,4 @@
-"""accept → assign → claim → forward → record: what the router does with each request.
+"""accept → assign → claim → forward → copy → record: what the router does with each request.
 
 Choosing a version and claiming a place with it happen in one breath, so no request is ever caught between two orders;
 and a request that has its version keeps it, whatever becomes of either.
@@ -6,49 +6,57 @@ and a request that has its version keeps it, whatever becomes of either.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
-from urllib.parse import quote, unquote
+from typing import Literal
+from urllib.parse import unquote
 
 import msgspec
 
 from deployctl.core.assignment import goes_to_candidate
-from deployctl.core.plan import Split, Version
-from deployctl.router.http import JSON, Connection, Limits, Pending, Request
-from deployctl.router.outcomes import Outcome, Outcomes
+from deployctl.core.plan import HUMAN, Split, Version
+from deployctl.router import people
+from deployctl.router.headers import (
+    CODINGS,
+    Refusal,
+    accepted_coding,
+    encoding_of,
+    id_line,
+    json_length_of,
+    text_of,
+)
+from deployctl.router.http import ANSWERS, JSON, Connection, Limits, Pending, Request
+from deployctl.router.inputs import NO_INPUT, hasher
+from deployctl.router.mirror import Mirror, Original
+from deployctl.router.outcomes import CLIENT_LEFT, Outcome, Outcomes
 from deployctl.router.upstreams import Link, Upstreams
 from deployctl.wire.frames import NO_BINARY, Answer, Encoding, Kind, encode_request
 from deployctl.wire.frames import Request as Frame
 from deployctl.wire.orders import LabelPost, Order, Upstream
 
-CLIENT_LEFT = 499
 BASELINE, CANDIDATE, NEITHER = 0, 1, -1
-_ENCODINGS = {
-    b"": Encoding.IDENTITY,
-    b"identity": Encoding.IDENTITY,
-    b"gzip": Encoding.GZIP,
-    b"x-gzip": Encoding.GZIP,
-    b"deflate": Encoding.DEFLATE,
-}
-_CODINGS = {Encoding.GZIP: b"gzip", Encoding.DEFLATE: b"deflate"}
-_ANSWERS = {status.value for status in HTTPStatus if status >= 200} - {204, 205, 304}  # those have no body
 _EXTENSIONS = ["binary_tensor_data"]
-_PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 _RETRY = b"retry-after: 1\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the router is started with. `timeout` is in seconds, for each request from its last byte on."""
+    """What the router is started with. `timeout` is in seconds, for each request from its last byte on.
+
+    `inputs` says what is recorded of a request's body while versions are compared: nothing, a hash with the key in the file
+    `input_key`, or beside that the body itself.
+    """
 
     model: str
     timeout: float
     routing_key: str | None = None
+    inputs: Literal["none", "hash", "full"] = "hash"
+    input_key: str | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -74,32 +82,49 @@ class Server:
     def __init__(self, settings: Settings, changed: Callable[[], None]) -> None:
         self.settings = settings
         self.upstreams = Upstreams(changed)
-        self.outcomes = Outcomes(self._watermark)
+        self.outcomes = Outcomes(self._watermarks)
+        self.mirror = Mirror(self.outcomes)
+        self._hash_input = None if settings.inputs == "none" else hasher(settings.input_key)
         self._split = Split(0, Version("", ""))
+        self._records_inputs = False
+        self._hidden: set[str] = set()  # labels of versions that serve nobody, whatever the path says
         self._timeout = settings.timeout
         self._routing_key = (settings.routing_key or "").lower().encode()
         self._routes: dict[bytes, Route] = {}  # targets as they are sent, once they were understood
         self._prefix = os.urandom(8).hex()
         self._made = 0
+        self._serial = 0
 
     # -- orders
 
     def apply(self, order: Order) -> None:
         """Puts an order in force for every request that comes after it; those in flight keep what they have."""
         split = order.split
-        candidate = (split.candidate,) if split.candidate and split.weight > 0 else ()
-        self.upstreams.apply(
-            order.upstreams,
-            [Upstream(who.version, who.digest, "") for who in (split.baseline, *candidate)],
-        )
+        candidate = split.candidate if split.weight > 0 else None
+        serving = [who for who in (split.baseline, candidate) if who is not None and who != HUMAN]
+        watched = [
+            who for who in (split.candidate, *(copy.version for copy in split.copies)) if who is not None
+        ]
+        self.upstreams.apply(order.upstreams, [Upstream(who.version, who.digest, "") for who in serving])
+        self.mirror.apply(split, order.upstreams, self._timeout)
+        self._hidden = {who.version for who in watched if who not in serving}
+        compares = candidate is not None or bool(split.copies)
+        self._records_inputs = compares and (self.settings.inputs == "full" or self._hash_input is not None)
         self._split = split
 
-    def _watermark(self) -> float:
-        """The start of the oldest request whose outcome is still to be recorded, or now."""
+    def input_of(self, exchange: Exchange) -> bytes:
+        """The hash of a request's body, which is kept, too, where the manifest wants it. Its caller has been answered."""
+        if self.settings.inputs == "full":
+            self.outcomes.add_input(exchange.serial, exchange.body)
+        return NO_INPUT if self._hash_input is None else self._hash_input(exchange.body)
+
+    def _watermarks(self) -> tuple[float, float]:
+        """The start of the oldest request whose outcome is still to be recorded, or now; and that of its copies."""
         calls = (call for _, call in self.upstreams.in_flight.values())
-        return next(
+        oldest = next(
             (call.start for call in calls if isinstance(call, Exchange) and call.awaited), monotonic()
         )
+        return oldest, self.mirror.watermark(oldest)
 
     # -- routes
 
@@ -165,7 +190,7 @@ class Server:
         client.answer(200, msgspec.json.encode({"live": True}))
 
     def _ready(self, _request: Request, client: Connection, _version: str | None) -> None:
-        ready = self.upstreams.links[self._split.baseline.digest].connected
+        ready = self._baseline is None or self._baseline.connected
         client.answer(200 if ready else 503, msgspec.json.encode({"live": True, "ready": ready}))
 
     def _model_ready(self, _request: Request, client: Connection, label: str | None) -> None:
@@ -174,8 +199,9 @@ class Server:
         except Refusal as refusal:
             client.fail(refusal.status, str(refusal))
             return
-        body = {"name": self.settings.model, "ready": link.connected}
-        client.answer(200 if link.connected else 503, msgspec.json.encode(body))
+        ready = link is None or link.connected
+        body = {"name": self.settings.model, "ready": ready}
+        client.answer(200 if ready else 503, msgspec.json.encode(body))
 
     def _labels(self, request: Request, client: Connection, _version: str | None) -> None:
         if len(request.body) > self.settings.limits.label_bytes:
@@ -191,7 +217,7 @@ class Server:
         else:
             client.fail(503, "no room for labels while the controller is away", _RETRY)
 
-    # -- what a worker answers
+    # -- what a worker answers, or the people
 
     def _metadata(self, request: Request, client: Connection, label: str | None) -> Pending | None:
         return self._ask(Kind.METADATA, request, client, label)
@@ -202,18 +228,20 @@ class Server:
     def _ask(self, kind: Kind, request: Request, client: Connection, label: str | None) -> Pending | None:
         """Assigns a version and claims a place with it; nothing in here waits."""
         headers, body = request.headers, request.body
-        request_id = _text(headers.get(b"x-request-id")) or self._make_id()
-        key = _text(headers.get(self._routing_key)) or request_id
+        request_id = text_of(headers.get(b"x-request-id")) or self._make_id()
+        key = text_of(headers.get(self._routing_key)) or request_id
         try:
             link, arm = self._choose(kind, key, label)
-            encoding = _encoding(headers.get(b"content-encoding"))
-            json_length = _json_length(headers.get(b"inference-header-content-length"), len(body), encoding)
-            self._check_room(link, len(body))
+            encoding = encoding_of(headers.get(b"content-encoding"))
+            json_length = json_length_of(headers.get(b"inference-header-content-length"), len(body), encoding)
+            if link is not None:
+                self._check_room(link, len(body))
         except Refusal as refusal:
             retry = _RETRY if refusal.status == 503 else b""
-            client.fail(refusal.status, str(refusal), _id_line(request_id) + retry)
+            client.fail(refusal.status, str(refusal), id_line(request_id) + retry)
             return None
         start = monotonic()
+        self._serial += 1
         exchange = Exchange(
             server=self,
             client=client,
@@ -222,7 +250,7 @@ class Server:
             deadline=start + self._timeout,
             request_id=request_id,
             key=key,
-            version=link.upstream.version,
+            version=HUMAN.version if link is None else link.upstream.version,
             split=self._split.number,
             arm=arm,
             explicit=label is not None,
@@ -230,36 +258,52 @@ class Server:
             size=len(body),
             json_length=json_length,
             encoding=encoding,
-            accept=_accepted(headers.get(b"accept-encoding")),
+            accept=accepted_coding(headers.get(b"accept-encoding")),
             awaited=kind is Kind.INFER,
+            serial=self._serial,
+            body_is_recorded=self._records_inputs and kind is Kind.INFER,
         )
-        self.upstreams.send(link, exchange)
+        if link is not None:
+            self.upstreams.send(link, exchange)
+        if kind is Kind.INFER and label is None and self.mirror.wants(request_id):
+            exchange.copy(body, crowded=link is not None and self._is_crowded(link))
+        if link is None:
+            exchange.answered(self._answer_of_people(exchange))
+            return None
         return exchange
 
-    def _choose(self, kind: Kind, key: str, label: str | None) -> tuple[Link, int]:
+    def _choose(self, kind: Kind, key: str, label: str | None) -> tuple[Link | None, int]:
         """The path decides where it names a version, else the routing key; what is asked of a model, its baseline."""
-        split, links = self._split, self.upstreams.links
+        split = self._split
         if label is not None:
             return self._named(label)
+        if kind is Kind.METADATA:
+            return self._baseline or self._first_copy(), BASELINE
         candidate = split.candidate
-        if (
-            candidate is not None
-            and split.weight > 0
-            and kind is Kind.INFER
-            and goes_to_candidate(split.salt, key, split.weight)
-        ):
-            return links[candidate.digest], CANDIDATE
-        return links[split.baseline.digest], BASELINE
+        if candidate is not None and split.weight > 0 and goes_to_candidate(split.salt, key, split.weight):
+            return self.upstreams.links[candidate.digest], CANDIDATE
+        return self._baseline, BASELINE
 
-    def _named(self, label: str) -> tuple[Link, int]:
+    @property
+    def _baseline(self) -> Link | None:
+        """The link to the live version; None where people decide, and the router answers itself."""
+        baseline = self._split.baseline
+        return None if baseline == HUMAN else self.upstreams.links[baseline.digest]
+
+    def _first_copy(self) -> Link | None:
+        """The link to the first version that gets copies, where its worker is there: it knows the model's signature."""
+        digests = [copy.version.digest for copy in self._split.copies[:1]]
+        links = [link for digest in digests if (link := self.upstreams.links.get(digest))]
+        return links[0] if links and links[0].connected else None
+
+    def _named(self, label: str) -> tuple[Link | None, int]:
         """The version with this label. A candidate that serves nobody is not there for anybody."""
         split, links = self._split, self.upstreams.links
         if label == split.baseline.version:
-            return links[split.baseline.digest], BASELINE
-        if split.candidate is not None and label == split.candidate.version:
-            if split.weight > 0:
+            return self._baseline, BASELINE
+        if label not in self._hidden:
+            if split.candidate is not None and label == split.candidate.version:
                 return links[split.candidate.digest], CANDIDATE
-        else:
             for link in links.values():
                 if link.upstream.version == label:
                     return link, NEITHER
@@ -269,6 +313,23 @@ class Server:
         limits = self.settings.limits
         if len(link.pending) >= limits.in_flight or link.pending_bytes + size > limits.in_flight_bytes:
             raise Refusal(503, "too many requests in flight")
+
+    def _is_crowded(self, link: Link) -> bool:
+        """Whether more than half of the room is taken."""
+        limits = self.settings.limits
+        return 2 * len(link.pending) > limits.in_flight or 2 * link.pending_bytes > limits.in_flight_bytes
+
+    def _answer_of_people(self, exchange: Exchange) -> Answer:
+        if exchange.kind is Kind.METADATA:
+            return people.metadata(self.settings.model)
+        return people.answer(
+            self.settings.model,
+            exchange.request_id,
+            exchange.body,
+            exchange.json_length,
+            exchange.encoding,
+            exchange.accept,
+        )
 
     def _make_id(self) -> str:
         self._made += 1
@@ -296,7 +357,21 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
     accept: Encoding
     awaited: bool
     """Whether an outcome is still to be recorded; never of a question for metadata."""
+    serial: int
+    body_is_recorded: bool
+    copies: int = 0
+    original: Original | None = None
+    """Itself in the eyes of its copies, where it has any."""
     stream: int = 0
+
+    def copy(self, body: bytes, *, crowded: bool) -> None:
+        """Has the mirror take copies, of which it is told when this request is recorded."""
+        original = Original(
+            self.serial, self.start, self.request_id, self.json_length, self.encoding, self.accept
+        )
+        self.copies = self.server.mirror.copy(original, body, answered_by=self.arm, crowded=crowded)
+        if self.copies:
+            self.original = original
 
     def frame(self) -> bytes:
         frame = encode_request(
@@ -311,23 +386,30 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
                 accept=self.accept,
             )
         )
-        self.body = b""  # written once, here and nowhere else
+        if not self.body_is_recorded:
+            self.body = b""  # written once, here and nowhere else
         return frame
 
     def answered(self, answer: Answer) -> None:
-        if answer.status not in _ANSWERS:
+        if answer.status not in ANSWERS:
             self._fail(502, f"the worker of this version answered with status {answer.status}")
             return
         self.request_id = answer.request_id or self.request_id
-        content_type, headers = JSON, _id_line(self.request_id)
+        content_type, headers = JSON, id_line(self.request_id)
         if answer.json_length != NO_BINARY:
             content_type = b"application/octet-stream"
             headers += b"inference-header-content-length: %d\r\n" % answer.json_length
         if answer.encoding:
-            headers += b"content-encoding: %b\r\n" % _CODINGS[answer.encoding]
+            headers += b"content-encoding: %b\r\n" % CODINGS[answer.encoding]
         latency = self._latency()
         self.client.answer(answer.status, answer.body, headers, content_type)
-        self._record(answer.status, latency, null=answer.null, prediction=answer.prediction)
+        self._record(
+            answer.status,
+            latency,
+            null=answer.null,
+            prediction=answer.prediction,
+            confidence=answer.confidence,
+        )
         self.server.upstreams.finished(self)
 
     def lost(self) -> None:
@@ -341,7 +423,7 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
 
     def _fail(self, status: int, reason: str) -> None:
         latency = self._latency()
-        self.client.fail(status, reason, _id_line(self.request_id), self.version)
+        self.client.fail(status, reason, id_line(self.request_id), self.version)
         self._record(status, latency)
         self.server.upstreams.finished(self)
 
@@ -350,83 +432,42 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
         return (monotonic() - self.start) * 1000
 
     def _record(
-        self, status: int, latency: float, *, null: bool = False, prediction: str | None = None
+        self,
+        status: int,
+        latency: float,
+        *,
+        null: bool = False,
+        prediction: str | None = None,
+        confidence: float = math.nan,
     ) -> None:
-        if self.awaited:
-            self.awaited = False
-            key = blake2b(self.key.encode(), digest_size=8).digest()
-            self.server.outcomes.record(
-                Outcome(
-                    self.request_id,
-                    key,
-                    self.arm,
-                    self.split,
-                    self.start,
-                    latency,
-                    status,
-                    null,
-                    self.explicit,
-                    prediction,
-                )
-            )
-
-
-class Refusal(Exception):  # noqa: N818 - a 4xx or 503 of the router's own, not a fault
-    """A request that is not taken; it belongs to no version and leaves no outcome."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+        if not self.awaited:
+            return
+        self.awaited = False
+        server = self.server
+        outcome = Outcome(
+            self.request_id,
+            blake2b(self.key.encode(), digest_size=8).digest(),
+            self.arm,
+            self.split,
+            self.start,
+            latency,
+            status,
+            null,
+            self.explicit,
+            prediction,
+            self.serial,
+            False,  # not a copy
+            self.copies,
+            confidence,
+            server.input_of(self) if self.body_is_recorded else NO_INPUT,
+        )
+        server.outcomes.record(outcome)
+        if self.original is not None:
+            server.mirror.recorded(self.original, outcome)
 
 
 def _reads(handle: Handle) -> Route:
     return Route({b"GET": handle, b"HEAD": handle})
-
-
-def _text(value: bytes | None) -> str:
-    if not value:
-        return ""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
-
-
-def _id_line(request_id: str) -> bytes:
-    """The id as a header: a body may have brought any character."""
-    if not (request_id.isascii() and request_id.isprintable()):
-        request_id = quote(request_id, safe=_PRINTABLE, errors="replace")
-    return b"x-request-id: %b\r\n" % request_id.encode()
-
-
-def _encoding(name: bytes | None) -> Encoding:
-    encoding = _ENCODINGS.get(name.lower()) if name else Encoding.IDENTITY
-    if encoding is None:
-        raise Refusal(415, "Content-Encoding may be gzip or deflate")
-    return encoding
-
-
-def _json_length(value: bytes | None, size: int, encoding: Encoding) -> int:
-    """Inference-Header-Content-Length: of the bytes before compression, so only the worker can check it then."""
-    if value is None:
-        return NO_BINARY
-    if not (value.isdigit() and len(value) < 10):
-        raise Refusal(400, "Inference-Header-Content-Length is a number of bytes")
-    length = int(value)
-    if encoding is Encoding.IDENTITY and length > size:
-        raise Refusal(400, f"Inference-Header-Content-Length {length} is more than the body has ({size})")
-    return length
-
-
-def _accepted(value: bytes | None) -> Encoding:
-    """The first of gzip and deflate that the client takes; a weight of 0 means that it does not."""
-    if not value:
-        return Encoding.IDENTITY
-    for item in value.lower().split(b","):
-        name, _, weight = item.replace(b" ", b"").partition(b";q=")
-        if name in _ENCODINGS and (weight.strip(b"0.") or not weight):
-            return _ENCODINGS[name]
-    return Encoding.IDENTITY
 
 
 def _own_version() -> str:

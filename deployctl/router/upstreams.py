@@ -19,9 +19,7 @@ _WRITE = 256 * 1024  # bytes joined into one write
 
 
 class Call(Protocol):
-    """One request to a worker. It ends once, `answered`, `lost` with its worker, or `expired`, and each of the
-    three ends with `Upstreams.finished`.
-    """
+    """One request to a worker. It ends once, `answered`, `lost` with its worker, or `expired`; whoever sent it is told then."""
 
     deadline: float
     stream: int

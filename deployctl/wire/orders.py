@@ -17,6 +17,8 @@ import msgspec
 from deployctl.core.plan import Split
 
 MAX_MESSAGE = 64 * 1024 * 1024
+MAX_ARM = 15
+"""The highest number of an arm that can get copies: a request has one bit for each."""
 _LENGTH = Struct("<I")
 
 
@@ -87,10 +89,16 @@ class Batch(msgspec.Struct, tag="batch", frozen=True):
 
     Where requests are copied: serial u8 (number of the request in this router process; a copy has that of its request),
     mirrored i1 (1: a copy, whose answer was used for nothing; its start is that of its request, its latency its own), copies u2 (of
-    a request itself: the arms that copies were sent to, a bit for each), confidence f4 (NaN where unknown), input u8 (keyed hash of
-    the body, 0 where none is asked for). These columns are empty where nothing of them is asked for. `inputs` are bodies, by serial,
-    where the manifest wants them. `mirror_watermark` is the start of the oldest request with a copy still to be reported, or
-    `watermark` without one. `mirror_dropped` counts copies by arm that were never sent, since the router started.
+    a request itself: the arms that copies were taken for, a bit for each), confidence f4 (NaN where unknown), input u8 (keyed hash
+    of the body, of a long one of its length and first MiB; 0 where none is asked for). A column is empty where a batch has
+    nothing in it; serial, mirrored and copies come together. `inputs` are bodies, by serial, where the manifest wants them;
+    `inputs_dropped` counts those that were too large or too many, since the router started.
+
+    Every copy that was taken has a row, in the batch of its request's row or a later one. Its status is that of its worker, 504 when
+    it was not sent or not answered in time, 502 when its worker went away, and 499, which is no evidence, when it was given up
+    because its version is no longer loaded or the router ends. `mirror_watermark` is the start of the oldest request with a copy
+    still to be reported, never later than `watermark`, which it is without one. `mirror_dropped` counts copies by arm that were
+    never sent, since the router started.
     """
 
     number: int
@@ -113,6 +121,7 @@ class Batch(msgspec.Struct, tag="batch", frozen=True):
     confidence: bytes = b""
     input: bytes = b""
     inputs: dict[int, bytes] = {}
+    inputs_dropped: int = 0
     mirror_watermark: float | None = None
     mirror_dropped: dict[int, int] = {}
 

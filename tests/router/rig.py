@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import signal
 import socket
 import struct
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from deployctl.core.plan import Split, Version
+from deployctl.core.plan import Copy, Split, Version
 from deployctl.wire.orders import (
     Ack,
     Batch,
@@ -28,6 +29,7 @@ from deployctl.wire.orders import (
 )
 
 COLUMNS = ("id", "key", "arm", "split", "start", "latency", "status", "null", "explicit", "prediction")
+COLUMNS += ("serial", "mirrored", "copies", "confidence", "input")
 PATIENCE = 20  # seconds until a test that waits for something gives up
 
 
@@ -87,6 +89,15 @@ class Controller:
     def outcome_of(self, request_id):
         return self.wait(lambda: [o for o in self.outcomes if o.id == request_id])[0]
 
+    def copies_of(self, request_id, count=1):
+        """The rows of so many copies of a request, by arm."""
+
+        def copies():
+            found = [o for o in self.outcomes if o.id == request_id and o.mirrored]
+            return len(found) == count and found
+
+        return {copy.arm: copy for copy in self.wait(copies)}
+
     def _accept(self, listener):
         with contextlib.suppress(OSError):
             while True:
@@ -125,6 +136,7 @@ class Controller:
 
 
 def rows(batch):
+    count = len(batch.id)
     columns = (
         batch.id,
         array("Q", batch.key),
@@ -136,6 +148,11 @@ def rows(batch):
         array("b", batch.null),
         array("b", batch.explicit),
         batch.prediction,
+        array("Q", batch.serial or bytes(8 * count)),
+        array("b", batch.mirrored or bytes(count)),
+        array("H", batch.copies or bytes(2 * count)),
+        array("f", batch.confidence) if batch.confidence else [math.nan] * count,
+        array("Q", batch.input or bytes(8 * count)),
     )
     assert len({len(column) for column in columns}) == 1
     return [SimpleNamespace(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns, strict=True)]
@@ -165,15 +182,26 @@ class Worker:
 
 
 class Street:
-    """One router on a listening socket that the street holds, its controller, two workers."""
+    """One router on a listening socket that the street holds, its controller, two workers or more."""
 
-    def __init__(self, directory, *, order=True, routing_key=None, timeout=5.0, limits=None):
+    def __init__(
+        self,
+        directory,
+        *,
+        order=True,
+        routing_key=None,
+        timeout=5.0,
+        limits=None,
+        versions=("1", "2"),
+        **settings,
+    ):
         self.controller = Controller(directory / "orders.sock")
-        self.workers = [Worker(directory, "1"), Worker(directory, "2")]
+        self.workers = [Worker(directory, version) for version in versions]
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.address = self.listener.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self.settings = {"model": "m", "routing_key": routing_key, "timeout": timeout, "limits": limits or {}}
+        self.settings |= settings
         self.number = 0
         self.start()
         if order:
@@ -191,10 +219,11 @@ class Street:
         ]
         self.router = subprocess.Popen([sys.executable, "-m", "deployctl.router", *arguments], pass_fds=[fd])
 
-    def order(self, weight, *, mirror=0.0, candidate=True, fence=1, salt="rollout-1", upstreams=None):
+    def order(self, weight, *, candidate=True, fence=1, upstreams=None, **split):
         self.number += 1
-        baseline, other = (worker.as_version for worker in self.workers)
-        split = Split(self.number, baseline, other if candidate else None, weight, mirror, salt)
+        baseline, other = (worker.as_version for worker in self.workers[:2])
+        split = {"baseline": baseline, "candidate": other if candidate else None, "salt": "rollout-1"} | split
+        split = Split(self.number, weight=weight, **split)
         every = tuple(worker.upstream for worker in self.workers)
         return Order(fence, split, every if upstreams is None else upstreams)
 
@@ -202,6 +231,11 @@ class Street:
         order = self.order(weight, **kwargs)
         self.controller.apply(order)
         return order.split
+
+    def mirror(self, percentage=100.0, *, weight=0.0, arms=(1,), **kwargs):
+        """Copies for these arms: the first worker is 0, the baseline, the second 1, the candidate, and so on."""
+        copies = tuple(Copy(arm, self.workers[arm].as_version) for arm in arms)
+        return self.split(weight, mirror=percentage, copies=copies, **kwargs)
 
     def connect(self):
         return Client(self.address)

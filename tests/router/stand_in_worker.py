@@ -1,6 +1,7 @@
 """A worker that does what the body of a request says, so that tests can ask for a hang, a crash or an odd answer.
 
-python stand_in_worker.py SOCKET VERSION; a body is JSON like {"do": "answer", "status": 200, …}.
+python stand_in_worker.py SOCKET VERSION; a body is JSON like {"do": "answer", "status": 200, …}, with "by": VERSION where only
+that version is to do it.
 """
 
 import asyncio
@@ -33,8 +34,15 @@ class Worker(asyncio.Protocol):
         if not request.body.startswith(b'{"do"'):
             return self.say(request, {"model_version": self.version, "length": len(request.body)})
         wish = json.loads(request.body)
+        if wish.pop("by", self.version) != self.version:  # meant for another version
+            wish = {"do": "answer"}
         match wish["do"]:
             case "hang":
+                return None
+            case "slow":
+                asyncio.get_running_loop().call_later(
+                    wish["seconds"], lambda: self.transport.write(self.say(request, {"slow": True}))
+                )
                 return None
             case "crash":
                 os._exit(1)
@@ -54,7 +62,16 @@ class Worker(asyncio.Protocol):
 
     @staticmethod
     def say(
-        request: Request, body, *, status=200, request_id=None, prediction="7", null=False, binary=0, size=0
+        request: Request,
+        body,
+        *,
+        status=200,
+        request_id=None,
+        prediction="7",
+        null=False,
+        binary=0,
+        size=0,
+        confidence=0.5,
     ):
         encoded = json.dumps(body).encode() + b" " * size
         return encode_answer(
@@ -65,6 +82,7 @@ class Worker(asyncio.Protocol):
                 request_id=request_id or request.request_id,
                 prediction=prediction,
                 null=null,
+                confidence=confidence,
                 json_length=len(encoded) if binary else NO_BINARY,
                 encoding=request.encoding,
             )

@@ -442,7 +442,7 @@ def test_labels_are_taken_or_refused_with_a_reason(street):
 
 def test_what_the_buffer_cannot_hold_is_dropped_and_counted():
     async def fill():
-        outcomes = Outcomes(lambda: 1.0)
+        outcomes = Outcomes(lambda: (1.0, 1.0))
         for _ in range(MAX_KEPT + 10):
             outcomes.record(
                 Outcome("id", bytes(8), 0, 1, 0.5, 1.0, 200, null=False, explicit=False, prediction=None)
@@ -466,7 +466,7 @@ def test_what_the_buffer_cannot_hold_is_dropped_and_counted():
 def test_a_lone_surrogate_costs_no_batch():
     async def send():
         sent = []
-        outcomes = Outcomes(lambda: 1.0)
+        outcomes = Outcomes(lambda: (1.0, 1.0))
         outcomes.connected(sent.append)
         for odd in ("\ud800", "fine"):
             outcomes.record(

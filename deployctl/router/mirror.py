@@ -1,0 +1,322 @@
+"""Copies of requests, for versions whose answers nobody is given: bounded, with a deadline of their own, and in nobody's way.
+
+The mirror may lose, the caller may not: what does not fit is dropped, the newest first, and counted, and nothing is sent
+twice. Each version has a connection of its own for its copies, so none stands before a caller's frame. Every copy that was taken is recorded
+exactly once, after its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import NamedTuple
+
+import msgspec
+
+from deployctl.core.assignment import goes_to_candidate
+from deployctl.core.plan import Copy, Split
+from deployctl.router.http import ANSWERS
+from deployctl.router.outcomes import CLIENT_LEFT, Outcome, Outcomes
+from deployctl.router.upstreams import Link
+from deployctl.wire.frames import Answer, Encoding, Kind, encode_request
+from deployctl.wire.frames import Request as Frame
+from deployctl.wire.orders import MAX_ARM, Upstream
+
+MAX_WAITING = 256
+"""Copies that wait for one version, behind those that are with it."""
+MAX_BYTES = 16 * 1024 * 1024
+"""Of the bodies of all copies that one version has or waits for; a single larger one may go when there is no other."""
+
+
+class Original(msgspec.Struct, eq=False):
+    """A request that is copied, until the last of its copies is recorded."""
+
+    serial: int
+    start: float
+    request_id: str
+    json_length: int
+    encoding: Encoding
+    accept: Encoding
+    outcome: Outcome | None = None
+    """Its own row; a copy that ends before that is there waits for it in `early`."""
+    early: list[Ended] = []
+    unrecorded: int = 0
+
+
+class Ended(NamedTuple):
+    """What became of one copy; the rest of its row is that of its request."""
+
+    arm: int
+    latency: float
+    status: int
+    null: bool = False
+    prediction: str | None = None
+    confidence: float = math.nan
+
+
+class Duplicate(msgspec.Struct, kw_only=True, eq=False):
+    """One copy on its way to one version. The body is the request's own, not a copy of it."""
+
+    original: Original
+    arm: int
+    lane: Lane
+    body: bytes
+    size: int
+    timeout: float
+    since: float
+    """When it was sent; until then, when it was taken."""
+    deadline: float
+    stream: int = 0
+
+    def frame(self) -> bytes:
+        original = self.original
+        frame = encode_request(
+            Frame(
+                stream=self.stream,
+                kind=Kind.INFER,
+                deadline=self.deadline,
+                request_id=original.request_id,
+                body=self.body,
+                json_length=original.json_length,
+                encoding=original.encoding,
+                accept=original.accept,  # the same work as for the caller, so that latencies can be compared
+            )
+        )
+        self.body = b""
+        return frame
+
+    def answered(self, answer: Answer) -> None:
+        if answer.status not in ANSWERS:
+            self.lane.ended(self, 502)
+        else:
+            self.lane.ended(self, answer.status, answer)
+
+    def lost(self) -> None:
+        self.lane.ended(self, 502)
+
+    def expired(self) -> None:
+        self.lane.ended(self, 504)
+
+
+class Mirror:
+    """All copies of this router: who gets one, and the rows of those that were taken."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self._lanes: dict[str, Lane] = {}
+        self._open: dict[int, Original] = {}  # by serial, and so in the order of their start
+        self._copies: tuple[Copy, ...] = ()
+        self._percentage = 0.0
+        self._salt = ""
+        self._timeout = 0.0
+
+    def apply(self, split: Split, upstreams: Iterable[Upstream], timeout: float) -> None:
+        """Copies requests from now on as this split says; copies that were taken before end as they would have.
+
+        A version that is not loaded any more takes no copies: those that wait for it are dropped.
+        """
+        loaded = {upstream.digest: upstream for upstream in upstreams}
+        self._copies = tuple(copy for copy in split.copies if 0 <= copy.arm <= MAX_ARM)
+        self._percentage = split.mirror
+        self._salt = f"mirror/{split.salt}"  # in front: a salt is used up to its 64th byte
+        self._timeout = timeout if split.copy_timeout is None else split.copy_timeout
+        for digest in self._lanes.keys() - loaded.keys():
+            self._lanes.pop(digest).leave()
+        for digest, lane in self._lanes.items():
+            if loaded[digest].socket != lane.link.upstream.socket:
+                lane.move(loaded[digest])
+        for copy in self._copies:
+            digest = copy.version.digest
+            if digest in loaded:
+                if digest not in self._lanes:
+                    self._lanes[digest] = Lane(loaded[digest], self._ended, self._dropped)
+                self._lanes[digest].limit = split.copy_limit
+
+    def wants(self, request_id: str) -> bool:
+        """Whether this request is copied: drawn by its id with a salt of its own, so independent of who answers it."""
+        return bool(self._copies) and goes_to_candidate(self._salt, request_id, self._percentage)
+
+    def copy(self, original: Original, body: bytes, *, answered_by: int, crowded: bool) -> int:
+        """Takes a copy for every version but the one that answers; the arms that get one, a bit for each.
+
+        Nothing is written here: the caller's frame leaves first. In a crowd, copies are the first to go.
+        """
+        arms, now = 0, monotonic()
+        for copy in self._copies:
+            if copy.arm == answered_by:
+                continue
+            lane = self._lanes.get(copy.version.digest)
+            if crowded or lane is None or not lane.has_room(len(body)):
+                self._dropped(copy.arm)
+                continue
+            lane.take(
+                Duplicate(
+                    original=original,
+                    arm=copy.arm,
+                    lane=lane,
+                    body=body,
+                    size=len(body),
+                    timeout=self._timeout,
+                    since=now,
+                    deadline=now + self._timeout,
+                )
+            )
+            arms |= 1 << copy.arm
+            original.unrecorded += 1
+        if arms:
+            self._open[original.serial] = original
+        return arms
+
+    def recorded(self, original: Original, outcome: Outcome) -> None:
+        """The request itself has its row: those of its copies may follow."""
+        original.outcome = outcome
+        for ended in original.early:
+            self._record(original, outcome, ended)
+
+    def watermark(self, watermark: float) -> float:
+        """The start of the oldest request with a copy still to be recorded; never after that of the requests."""
+        oldest = next(iter(self._open.values()), None)
+        return watermark if oldest is None else min(oldest.start, watermark)
+
+    def close(self) -> None:
+        """The router ends: what is under way is given up, which is no version's fault."""
+        for lane in self._lanes.values():
+            lane.close()
+
+    def _dropped(self, arm: int) -> None:
+        self._outcomes.mirror_dropped[arm] += 1
+
+    def _ended(self, original: Original, ended: Ended) -> None:
+        if original.outcome is None:
+            original.early.append(ended)
+        else:
+            self._record(original, original.outcome, ended)
+
+    def _record(self, original: Original, outcome: Outcome, ended: Ended) -> None:
+        original.unrecorded -= 1
+        if not original.unrecorded:
+            del self._open[original.serial]
+        self._outcomes.record(outcome._replace(mirrored=True, copies=0, **ended._asdict()))
+
+
+class Lane:
+    """The copies of one version: those that are with its worker, and those that wait behind them.
+
+    A copy may wait for its turn as long as it may then take, and is 504 after either.
+    """
+
+    def __init__(
+        self, upstream: Upstream, ended: Callable[[Original, Ended], None], dropped: Callable[[int], None]
+    ) -> None:
+        self.link = Link(upstream, _unnoticed)
+        self.limit = 0
+        self._ended = ended
+        self._dropped = dropped
+        self._waiting: deque[Duplicate] = deque()
+        self._in_flight: dict[int, tuple[Link, Duplicate]] = {}
+        self._bytes = 0
+        self._stream = 0
+        self._sending = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+
+    def has_room(self, size: int) -> bool:
+        held = len(self._waiting) + len(self._in_flight)
+        return not held or (held < self.limit + MAX_WAITING and self._bytes + size <= MAX_BYTES)
+
+    def take(self, copy: Duplicate) -> None:
+        """Lets a copy wait for its turn, at the earliest in the next one of the loop."""
+        self._waiting.append(copy)
+        self._bytes += copy.size
+        self._watch(copy.deadline)
+        self._send_soon()
+
+    def ended(self, copy: Duplicate, status: int, answer: Answer | None = None) -> None:
+        """A copy that was sent has its answer or will have none."""
+        del self._in_flight[copy.stream]
+        self._end(copy, status, answer)
+        self._send_soon()
+
+    def move(self, upstream: Upstream) -> None:
+        """The version has another worker: what the old one has not seen goes to that, the rest it finishes."""
+        old, self.link = self.link, Link(upstream, _unnoticed)
+        for call in old.take_unsent():
+            copy = self._in_flight[call.stream][1]
+            self._in_flight[copy.stream] = self.link, copy
+            self.link.send(copy)
+        old.leave()
+
+    def leave(self) -> None:
+        """The version goes: what waits is dropped, what is with its worker is finished or lost with it."""
+        self._drop_waiting()
+        self.link.leave()
+
+    def close(self) -> None:
+        self._drop_waiting()
+        for link, copy in tuple(self._in_flight.values()):
+            link.drop(copy)
+            self.ended(copy, CLIENT_LEFT)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.link.close()
+
+    def _drop_waiting(self) -> None:
+        """Its request may have told of the copy already: a row that is no evidence says that it is over."""
+        while self._waiting:
+            copy = self._waiting.popleft()
+            self._dropped(copy.arm)
+            self._end(copy, CLIENT_LEFT)
+
+    def _end(self, copy: Duplicate, status: int, answer: Answer | None = None) -> None:
+        self._bytes -= copy.size
+        copy.body = b""
+        latency = (monotonic() - copy.since) * 1000
+        read = () if answer is None else (answer.null, answer.prediction, answer.confidence)
+        self._ended(copy.original, Ended(copy.arm, latency, status, *read))
+
+    def _send_soon(self) -> None:
+        if self._waiting and not self._sending:
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._sending = False
+        now = monotonic()
+        while self._waiting and len(self._in_flight) < self.limit:
+            copy = self._waiting.popleft()
+            copy.since, copy.deadline = now, now + copy.timeout
+            self._stream = copy.stream = (self._stream + 1) & 0xFFFFFFFF
+            self._in_flight[copy.stream] = self.link, copy
+            self.link.send(copy)
+            self._watch(copy.deadline)
+
+    def _watch(self, deadline: float) -> None:
+        """One timer for all: it is due with the earliest deadline, or before it."""
+        if deadline < self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = deadline
+            seconds = max(deadline - monotonic(), 0.001)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._timer, self._due = None, math.inf
+        now = monotonic()
+        late = [held for held in self._in_flight.values() if held[1].deadline <= now]
+        never_sent = [copy for copy in self._waiting if copy.deadline <= now]
+        self._waiting = deque(copy for copy in self._waiting if copy.deadline > now)
+        for link, copy in late:
+            link.drop(copy)
+            copy.expired()
+        for copy in never_sent:
+            self._end(copy, 504)
+        held = [*self._waiting, *(copy for _, copy in self._in_flight.values())]
+        if held:
+            self._watch(min(copy.deadline for copy in held))
+
+
+def _unnoticed() -> None:
+    """Whether a worker is there is told of the callers' link to it."""
