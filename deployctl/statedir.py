@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import stat
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from deployctl.durable import sync_directory
+from deployctl.durable import publish, sync_directory
 from deployctl.errors import ConflictError, InvalidError, UnavailableError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -28,6 +29,8 @@ MAX_SOCKET_PATH_BYTES = 100
 
 MAX_WORKER_SOCKET_BYTES = 24
 """The longest file name in `worker_sockets` that still fits."""
+
+INPUT_KEY_BYTES = 32
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 LOCK_TRIES = 10
@@ -141,6 +144,11 @@ class ServiceHome:
         return self.path / "lock"
 
     @property
+    def input_key(self) -> Path:
+        """The key with which the bodies of requests are hashed; see `make_input_key`."""
+        return self.path / "input.key"
+
+    @property
     def admin_socket(self) -> Path:
         return self.socket_dir / "admin.sock"
 
@@ -176,6 +184,21 @@ class ServiceHome:
             sync_directory(self.state)
         except OSError as error:
             raise _unavailable(self.path, "cannot be made", error) from error
+
+    def make_input_key(self) -> None:
+        """32 random bytes for the owner only, made once in the life of a service. Raises UnavailableError."""
+        try:
+            if self.input_key.exists():
+                return
+            with tempfile.NamedTemporaryFile(
+                dir=self.path, prefix=".input.key.", delete=False
+            ) as temporary:  # 0600
+                temporary.write(secrets.token_bytes(INPUT_KEY_BYTES))
+                temporary.flush()
+                os.fsync(temporary.fileno())
+            publish(Path(temporary.name), self.input_key)
+        except OSError as error:
+            raise _unavailable(self.input_key, "cannot be made", error) from error
 
     def lock(self) -> ServiceLock:
         """Become the one process that may run this service; makes the directories, the sockets' own included.

@@ -337,3 +337,23 @@ def test_a_runtime_directory_that_is_too_long_is_passed_over(
     (tmp_path / ("long" * 20)).mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("long" * 20)))
     assert far_home.socket_dir.parent == Path(tempfile.gettempdir())
+
+
+def test_the_key_for_inputs_is_made_once_and_is_the_owners_only(home: ServiceHome) -> None:
+    home.create()
+    home.make_input_key()
+    first = home.input_key.read_bytes()
+    assert len(first) == 32
+    assert mode(home.input_key) == 0o600
+    home.make_input_key()
+    assert home.input_key.read_bytes() == first
+    other = ServiceHome(home.state, "other")
+    other.create()
+    other.make_input_key()
+    assert other.input_key.read_bytes() != first
+    assert [path.name for path in home.path.glob(".input*")] == []
+
+
+def test_a_key_that_cannot_be_made_is_said_with_its_path(home: ServiceHome) -> None:
+    with pytest.raises(UnavailableError, match=r"input\.key: cannot be made"):
+        home.make_input_key()

@@ -28,7 +28,7 @@ from deployctl.errors import (
     error_for,
 )
 from deployctl.manifest.apart import read_apart
-from deployctl.manifest.manifest import Manifest, ModelRef, differing_keys, plan, service_spec
+from deployctl.manifest.manifest import LogRules, Manifest, ModelRef, differing_keys, plan, service_spec
 from deployctl.traffic import BACKENDS
 
 LOAD_SECONDS = 60.0
@@ -73,14 +73,20 @@ class Commands:
         `text` is None for a controller that takes over from one that died: the journal alone counts then.
         """
         controller = self._controller
+        log = LogRules()  # a router that runs keeps what it was started with
         if text is not None:
-            await self._serve(await self.read(text.encode(), path))
+            manifest = await self.read(text.encode(), path)
+            await self._serve(manifest)
+            log = manifest.log
+        controller.home.make_input_key()
         key = controller.spec["routingKey"]
         self._supervisor.start_router(
             {
                 "model": controller.spec["model"],
                 "routing_key": key.removeprefix("header:") if key else None,
                 "timeout": controller.spec["timeout"],
+                "inputs": log.inputs,
+                "input_key": str(controller.home.input_key),
             }
         )
         controller.act(controller.monotonic())

@@ -16,6 +16,7 @@ from deployctl.core.strategies import Canary, CanaryStep, Shadow
 from deployctl.manifest import schema
 from deployctl.manifest.loader import BrokenYamlError, Mark, Tree, read_yaml
 from deployctl.manifest.manifest import (
+    LogRules,
     Manifest,
     ModelRef,
     Prediction,
@@ -36,6 +37,7 @@ from deployctl.manifest.rules import (
 )
 
 __all__ = [
+    "LogRules",
     "Manifest",
     "ManifestError",
     "ModelRef",
@@ -130,6 +132,7 @@ def _manifest(document: schema.Document, text: str, source: str, base: Path) -> 
         metrics=metrics,
         copy_timeout=shadow.timeout if shadow else None,
         copy_limit=shadow.concurrency if shadow else 32,
+        log=LogRules() if spec.log is None else LogRules(spec.log.inputs, spec.log.max_size),
     )
 
 

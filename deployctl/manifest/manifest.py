@@ -48,6 +48,14 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class LogRules:
+    """`spec.log`: what is kept of requests' bodies (none, hash or full), and how many bytes of all records."""
+
+    inputs: str = "hash"
+    max_bytes: int = 4 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One manifest in force, with the defaults filled in. Durations are seconds.
 
@@ -72,6 +80,7 @@ class Manifest:
     labels: LabelRules = field(default_factory=LabelRules)
     copy_timeout: float | None = None
     copy_limit: int = 32
+    log: LogRules = field(default_factory=LogRules)
 
     @property
     def candidate(self) -> ModelRef | None:

@@ -1,4 +1,4 @@
-"""How a manifest writes amounts: durations, percentages, weights, fractions; and how a wrong one is shown.
+"""How a manifest writes amounts: durations, percentages, weights, fractions, sizes; and how a wrong one is shown.
 
 Each reader takes a value as YAML gave it and raises ValueError with what was wrong and what to write instead.
 """
@@ -12,9 +12,11 @@ from difflib import get_close_matches
 NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 DURATION_PATTERN = rf"^{NUMBER}(ms|s|m|h)$"
 PERCENTAGE_PATTERN = rf"^{NUMBER}%$"
+SIZE_PATTERN = rf"^{NUMBER}(KiB|MiB|GiB|TiB)$"
 MAX_SECONDS = 366 * 24 * 3600.0
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def seconds(value: object) -> float:
@@ -73,6 +75,18 @@ def fraction(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise ValueError(f"{shown(value)} is not a number between 0 and 1, such as 0.05")
     return float(value)
+
+
+def size(value: object) -> int:
+    """An amount of bytes above zero: `64KiB`, `500MiB`, `4GiB`; one number and one unit."""
+    matched = re.fullmatch(rf"({NUMBER})(KiB|MiB|GiB|TiB)", value) if isinstance(value, str) else None
+    if matched is None:
+        raise ValueError(f"{shown(value)} is no size; write a number and a unit: 64KiB, 500MiB or 4GiB")
+    number, unit = matched.groups()
+    count = int(float(number) * _BYTES[unit])
+    if not 0 < count < _BYTES["TiB"] * 1024:
+        raise ValueError(f"{shown(value)} is no size; it is above zero and below 1024TiB")
+    return count
 
 
 def shown(value: object) -> str:

@@ -39,12 +39,14 @@ from pydantic_core import CoreSchema, core_schema
 from deployctl.manifest.quantities import (
     DURATION_PATTERN,
     PERCENTAGE_PATTERN,
+    SIZE_PATTERN,
     fraction,
     margin,
     percentage,
     positive_seconds,
     seconds,
     shown,
+    size,
     unknown,
     weight,
 )
@@ -63,6 +65,7 @@ _WEIGHT = {
     "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 100}, _PERCENTAGE],
     "examples": [5, "5%"],
 }
+_SIZE = {"type": "string", "pattern": SIZE_PATTERN, "examples": ["500MiB", "4GiB"]}
 _FRACTION = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
 Seconds = Annotated[float, PlainValidator(seconds), WithJsonSchema(_DURATION)]
@@ -70,6 +73,7 @@ PositiveSeconds = Annotated[float, PlainValidator(positive_seconds), WithJsonSch
 Weight = Annotated[float, PlainValidator(weight), WithJsonSchema(_WEIGHT)]
 Percentage = Annotated[float, PlainValidator(percentage), WithJsonSchema(_PERCENTAGE)]
 Margin = Annotated[float, PlainValidator(margin), WithJsonSchema(_PERCENTAGE)]
+Size = Annotated[int, PlainValidator(size), WithJsonSchema(_SIZE)]
 Fraction = Annotated[float, PlainValidator(fraction), WithJsonSchema(_FRACTION)]
 
 
@@ -422,6 +426,15 @@ class Analysis(Section):
     """Every one of them must pass."""
 
 
+class Log(Section):
+    """What is kept of the requests that versions were compared on."""
+
+    inputs: Literal["none", "hash", "full"] = "hash"
+    """Of their bodies: nothing, a keyed hash that tells equal ones, or the bodies themselves (up to 1 MiB each)."""
+    max_size: Size = Field(4 * 2**30, json_schema_extra={"default": "4GiB"})
+    """How much may be kept on disk; the oldest goes first."""
+
+
 class Spec(Section):
     """The service, its versions, and how one replaces the other."""
 
@@ -436,6 +449,7 @@ class Spec(Section):
     prediction: Prediction | None = None
     strategy: Strategy | None = None
     analysis: Analysis | None = None
+    log: Log | None = None
 
 
 class Document(Section):
@@ -447,7 +461,7 @@ class Document(Section):
     spec: Spec
 
 
-LATER_ANYWHERE = frozenset({"tls", "tokens", "labels", "log", "limits", "webhooks"})
+LATER_ANYWHERE = frozenset({"tls", "tokens", "labels", "limits", "webhooks"})
 """Keys that later versions add to whichever section they belong to."""
 
 

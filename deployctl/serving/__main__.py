@@ -31,6 +31,7 @@ def main() -> int:
     arguments = _arguments()
     try:
         settings = _settings(arguments.settings)
+        priority = _step_back() if settings.idle else "normal"  # before the model starts threads
         model = Model(Path(settings.file), settings.digest)
         worker = Worker(settings, model, Reader(settings.prediction, model.outputs, model.warm_up))
         listener = listen(arguments.socket)
@@ -46,7 +47,10 @@ def main() -> int:
     async def serve() -> None:
         server = Server(worker)
         await server.start(listener)
-        _report(arguments.report_fd, {"ready": {"digest": settings.digest, **model.report()}})
+        _report(
+            arguments.report_fd,
+            {"ready": {"digest": settings.digest, "priority": priority, **model.report()}},
+        )
         await server.drained()
 
     uvloop.run(serve())
@@ -66,6 +70,16 @@ def _settings(text: str) -> Settings:
         return msgspec.json.decode(text, type=Settings)
     except msgspec.DecodeError as error:
         raise InvalidError(f"worker settings: {error}") from error
+
+
+def _step_back() -> str:
+    """Leaves the processor to everybody else, and says how."""
+    try:
+        for thread in Path("/proc/self/task").iterdir():  # libraries started some; those to come inherit it
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError):  # no such policy on this system, or not for us
+        return f"nice {os.nice(19)}"
+    return "idle"
 
 
 def _report(descriptor: int, report: dict[str, Any]) -> None:

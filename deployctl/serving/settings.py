@@ -15,10 +15,14 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """One version: the name that clients use, the label, the bytes and the digest that they must have."""
+    """One version: the name that clients use, the label, the bytes and the digest that they must have.
+
+    `idle`: its answers are given to nobody, so it works only when nobody else wants the processor.
+    """
 
     model: str
     version: str
     digest: str
     file: str
     prediction: Prediction | None = None
+    idle: bool = False

@@ -15,7 +15,7 @@ from manifest_texts import FULL, changed, loaded, with_steps
 from deployctl.core.plan import MetricRule, OnInconclusive, Phase, Version
 from deployctl.errors import InvalidError
 from deployctl.manifest.load import differing_keys, plan, service_spec
-from deployctl.manifest.manifest import ModelRef, Prediction, Service
+from deployctl.manifest.manifest import LogRules, ModelRef, Prediction, Service
 
 ONE, TWO = Version("1", "sha256:" + "b" * 64), Version("2", "sha256:" + "c" * 64)
 
@@ -218,3 +218,12 @@ def test_engines_and_metrics_are_what_the_caller_knows():
     )
     assert manifest.service.engine == "envoy"
     assert manifest.metrics[1].name == "drift"
+
+
+def test_what_is_kept_of_requests_is_written_under_log_or_has_its_default():
+    def log_of(section):
+        return loaded(FULL + section).log
+
+    assert log_of("") == LogRules("hash", 4 << 30)
+    assert log_of("  log: {inputs: full, maxSize: 500MiB}\n") == LogRules("full", 500 << 20)
+    assert log_of("  log: {inputs: none}\n") == LogRules("none", 4 << 30)

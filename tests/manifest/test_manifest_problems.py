@@ -81,7 +81,7 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
         ("engine: builtin", "tls: {cert: a}", "tls", "key 'tls'"),
         ("engine: builtin", "tokens: [a]", "tokens", "key 'tokens'"),
         ("spec:\n", "spec:\n  labels: {window: 72h}\n", "labels:", "key 'labels'"),
-        ("spec:\n", "spec:\n  log: {keep: 72h}\n", "log:", "key 'log'"),
+        ("spec:\n", "spec:\n  limits: {rate: 5}\n", "limits:", "key 'limits'"),
         ("spec:\n", "spec:\n  limits: {body: 1}\n", "limits", "key 'limits'"),
         ("spec:\n", "spec:\n  webhooks: []\n", "webhooks", "key 'webhooks'"),
         ("{name: null-rate}", "{name: null-rate, max: 5%}", "max:", "key 'max'"),

@@ -13,6 +13,7 @@ from deployctl.manifest.quantities import (
     positive_seconds,
     seconds,
     shown,
+    size,
     unknown,
     weight,
 )
@@ -88,3 +89,18 @@ def test_a_shown_value_is_short_and_on_one_line(value):
     assert len(text) <= 60
     assert text.isprintable()
     text.encode()
+
+
+@pytest.mark.parametrize(
+    ("written", "count"), [("64KiB", 65536), ("500MiB", 500 << 20), ("4GiB", 4 << 30), ("1.5GiB", 3 << 29)]
+)
+def test_a_size_is_a_number_and_a_binary_unit(written, count):
+    assert size(written) == count
+
+
+@pytest.mark.parametrize(
+    "written", ["4GB", "4", 4, "", "GiB", "-1MiB", "0MiB", "1e3MiB", "4 GiB", "9999TiB", None, True]
+)
+def test_what_is_no_size_is_refused_with_an_example(written):
+    with pytest.raises(ValueError, match="no size; "):
+        size(written)

@@ -1,8 +1,10 @@
 """Whole worker processes, from outside: what the router and the supervisor see of them."""
 
 import contextlib
+import hashlib
 import json
 import math
+import os
 import signal
 import socket
 import stat
@@ -137,6 +139,18 @@ def test_the_report_describes_the_signature_and_the_digest(start):
     assert ready["platform"] == "onnx_onnxv1"
     assert ready["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
     assert ready["nonfinite"] == []
+
+
+def test_an_idle_worker_leaves_the_processor_to_everybody_else(start, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(models.classifier())
+    for idle, priority, policy in ((False, "normal", os.SCHED_OTHER), (True, "idle", os.SCHED_IDLE)):
+        settings = {"model": "test", "version": "1", "file": str(tmp_path / "model.onnx"), "idle": idle}
+        settings["digest"] = "sha256:" + hashlib.sha256(models.classifier()).hexdigest()
+        bench = start(None, settings=settings)
+        assert bench.report["ready"]["priority"] == priority
+        threads = [int(thread.name) for thread in Path(f"/proc/{bench.process.pid}/task").iterdir()]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {policy}
+        assert bench.ask(row(1, 2, 3, 4)).status == 200
 
 
 def test_the_report_names_outputs_that_were_nan_in_the_warm_up(start):
