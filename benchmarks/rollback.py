@@ -33,8 +33,9 @@ import numpy as np  # noqa: E402 - as above
 from service_rig import NAME, Box, wait_for  # noqa: E402 - as above
 from traffic_maker import Answer, Traffic  # noqa: E402 - as above
 
-from deployctl.records import _HEAD, Intake  # noqa: E402 - as above
+from deployctl.records import Intake  # noqa: E402 - as above
 from deployctl.records import read as read_records  # noqa: E402 - as above
+from deployctl.records.file import _HEAD  # noqa: E402 - as above
 from deployctl.wire.admin import AdminClient  # noqa: E402 - as above
 
 RATE = 1_000.0

@@ -106,7 +106,7 @@ def _labels_and_end(
         until = max(until, entry.at)
         if with_labels:
             arrived = arrivals.fold(entry)
-            for serial, text in zip(arrived.labelled["serial"].tolist(), arrived.texts, strict=True):
+            for serial, text in zip(arrived.labelled["number"].tolist(), arrived.texts, strict=True):
                 labels[serial] = _Label(text, entry.at, len(labels))
     return labels, until
 
@@ -122,14 +122,14 @@ def _lines(path: Path, length: int, rollout: Rollout, labels: dict[int, _Label])
         ids: list[str | None] = [*rows.ids] or [None] * len(rows.columns)
         predictions = rows.predictions or [None] * len(rows.columns)
         waiting |= {
-            int(row["serial"]): (row, one, prediction)
+            int(row["number"]): (row, one, prediction)
             for row, one, prediction in zip(rows.columns, ids, predictions, strict=True)
             if row["status"] < 400 or row["status"] >= CLIENT_LEFT
         }
         lines = []
         for row in arrived.outcomes:
-            _, one, prediction = waiting.pop(int(row["serial"]))
-            lines.append(_line(row, one, prediction, labels.get(int(row["serial"])), entry.at))
+            _, one, prediction = waiting.pop(int(row["number"]))
+            lines.append(_line(row, one, prediction, labels.get(int(row["number"])), entry.at))
             last = lines[-1].t
         if lines:
             yield encode_lines(lines)
@@ -137,7 +137,7 @@ def _lines(path: Path, length: int, rollout: Rollout, labels: dict[int, _Label])
     for row, _, _ in rest:
         row["t"] = last = max(last, float(row["t"]))
     yield encode_lines(
-        [_line(row, one, said, labels[int(row["serial"])], math.inf) for row, one, said in rest]
+        [_line(row, one, said, labels[int(row["number"])], math.inf) for row, one, said in rest]
     )
 
 

@@ -1,23 +1,19 @@
-"""What was taken in is kept and counted once, and labels meet answers by request id."""
+"""What was taken in is kept, whatever cuts the writing short, and a batch is read as rows."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import Outcome, batch_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from deployctl.errors import IntegrityError, UnavailableError
 from deployctl.records import (
-    MAX_EARLY_LABELS,
-    MAX_JOINABLE,
     Began,
     Clock,
     Gone,
     Intake,
-    LabelJoin,
     Records,
     read,
     rows_of,
@@ -160,87 +156,14 @@ def test_predictions_of_another_number_are_no_batch():
         rows_of(replace(batch_of([answer("a")], 1, 2.0), prediction=[]))
 
 
-# ── labels ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_record_from_before_there_were_copies_has_none_and_knows_no_confidence():
+    rows = rows_of(batch_of([answer("a"), answer("b")], 1, 2.0)).columns
+    assert rows["copies"].tolist() == rows["mirrored"].tolist() == rows["serial"].tolist() == [0, 0]
+    assert np.isnan(rows["confidence"]).all()
 
 
-def join(*answers: Outcome, classes: frozenset[str] = frozenset()) -> LabelJoin:
-    joined = LabelJoin(classes)
-    joined.remember(rows_of(batch_of(list(answers), 1, 2.0)))
-    return joined
-
-
-def test_people_are_right():
-    labels = join(answer("a", "7"), answer("b", "3"))
-    joined = labels.join([LabelRow("a", "7"), LabelRow("b", "7")])
-    assert joined["null"].tolist() == [0, 1]
-    assert labels.counts.joined == 2
-
-
-def test_a_joined_label_counts_for_the_split_and_arm_of_its_request():
-    labels = join(answer("a", arm=1, split=9))
-    (row,) = labels.join([LabelRow("a", "7")])
-    assert (row["arm"], row["split"]) == (1, 9)
-
-
-def test_a_label_counts_once():
-    labels = join(answer("a"))
-    assert len(labels.join([LabelRow("a", "7"), LabelRow("a", "3")])) == 1
-    assert labels.counts.repeated == 1
-
-
-def test_a_label_that_comes_before_its_answer_is_joined_when_the_answer_comes():
-    labels = LabelJoin()
-    assert not len(labels.join([LabelRow("a", "3")]))
-    assert labels.counts.unknown == 1
-    joined = labels.remember(rows_of(batch_of([answer("a", "7")], 1, 2.0)))
-    assert joined["null"].tolist() == [1]
-    assert (labels.counts.joined, labels.counts.unknown) == (1, 0)
-
-
-def test_an_id_seen_twice_is_ambiguous_and_used_for_nothing():
-    labels = join(answer("a", "7"), answer("a", "3"))
-    assert not len(labels.join([LabelRow("a", "7")]))
-    assert labels.counts.ambiguous == 1
-
-
-def test_no_answer_cannot_be_right_or_wrong():
-    """A failed request has no prediction; an empty answer is a wrong one."""
-    labels = join(answer("failed", None, status=500, null=False), answer("empty", None))
-    joined = labels.join([LabelRow("failed", "7"), LabelRow("empty", "7")])
-    assert joined["null"].tolist() == [1]
-    assert labels.counts.unanswered == 1
-
-
-def test_a_class_that_the_model_does_not_know_is_counted_and_left_out():
-    labels = join(answer("a"), classes=frozenset("0123456789"))
-    assert not len(labels.join([LabelRow("a", "cat")]))
-    assert labels.counts.unknown_class == 1
-
-
-def test_the_join_is_bounded():
-    labels = LabelJoin()
-    for start in range(0, MAX_JOINABLE + 10, 10_000):
-        ids = [answer(f"a{number}") for number in range(start, start + 10_000)]
-        labels.remember(rows_of(batch_of(ids, 1, 2.0)))
-    assert len(labels._answers) == MAX_JOINABLE
-    labels.join([LabelRow(f"early{number}", "7") for number in range(MAX_EARLY_LABELS + 10)])
-    assert len(labels._early) == MAX_EARLY_LABELS
-
-
-@given(
-    st.lists(st.sampled_from("abcdefgh"), max_size=12, unique=True),
-    st.lists(st.sampled_from("abcdefgh"), max_size=12),
-    st.lists(st.booleans(), min_size=30, max_size=30),
-)
-@settings(deadline=None)
-def test_in_whatever_order_answers_and_labels_come_each_pair_is_joined_once(answered, labelled, order):
-    labels, joined = LabelJoin(), []
-    answers, coming = list(answered), list(labelled)
-    for answer_first in order:
-        if answers and (answer_first or not coming):
-            rows = rows_of(batch_of([answer(answers.pop())], 1, 2.0))
-            joined += list(labels.remember(rows))
-        elif coming:
-            joined += list(labels.join([LabelRow(coming.pop(), "7")]))
-    assert len(joined) == len(set(answered) & set(labelled))
-    assert labels.counts.joined == len(joined)
+@pytest.mark.parametrize("column", ["serial", "mirrored", "copies", "confidence", "input"])
+def test_a_column_about_copies_is_empty_or_whole(column):
+    whole = batch_of([answer("a"), answer("b")], 1, 2.0)
+    with pytest.raises(ValueError, match="column"):
+        rows_of(replace(whole, **{column: bytes(3)}))

@@ -318,7 +318,7 @@ class Controller:
         self._tried(self._pass_time, at)
         if self._judging:
             assert self.observation is not None
-            kept = batch if self.observation.uses_labels else without_texts(batch)
+            kept = batch if self.observation.reads_texts else without_texts(batch)
             self._take(Intake(router, at, kept, monotonic - at))
         else:
             self._know(Intake(router, at, batch), rows)
@@ -372,6 +372,7 @@ class Controller:
         live = (
             (rows.columns["arm"] == live_arm)
             & (rows.columns["split"] >= self._first_known_split)
+            & (rows.columns["mirrored"] == 0)
             & ~rows.explicit
         )
         self.baseline.take_in(rows.take(live), entry)

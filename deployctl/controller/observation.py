@@ -13,10 +13,12 @@ import numpy as np
 from deployctl.core.analysis import MIN_KNOWN_ANSWERS, learn, needs_known_answers
 from deployctl.core.course import Weighing
 from deployctl.core.outcome import OUTCOME, Columns, Source, scored
-from deployctl.core.plan import Plan
+from deployctl.core.pairs import Pairs
+from deployctl.core.plan import HUMAN, Plan
 from deployctl.core.rollout import Learned
 from deployctl.core.verdict import Arm
 from deployctl.records import Arrivals, Began, Entry, Intake, LabelJoin, LeftOut, Rows
+from deployctl.records import Pairs as ArrivedPairs
 
 MAX_KNOWN_ANSWERS = 5_000
 """Baseline answers that thresholds and rates are learnt from: the newest ones."""
@@ -27,7 +29,9 @@ class Observation:
 
     def __init__(self, plan: Plan, learned: Learned) -> None:
         self._weighing = Weighing(plan, learned)
-        self._arrivals = Arrivals(plan.classes, with_labels=self.uses_labels)
+        self._arrivals = Arrivals(
+            plan.classes, with_labels=self.uses_labels, rules=plan.labels, human=plan.baseline == HUMAN
+        )
         self.says = self._weighing.says
         """Whoever is asked for the verdict."""
         self.at = 0.0
@@ -36,6 +40,11 @@ class Observation:
     def uses_labels(self) -> bool:
         """Whether any metric waits for labels."""
         return Source.LABEL in self._weighing.sources
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether ids and predictions are needed: where labels are joined, and where answers are compared with each other."""
+        return self.uses_labels or any(step.mirror > 0 for step in self._weighing.plan.steps)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -60,16 +69,17 @@ class Observation:
         blocks += self._weighing.cut(Source.LABEL, labelled, np.full(len(labelled), entry.at), entry.at)
         for block in blocks:
             self._weighing.judge.add(block)
-        for pair_block in (
-            *self._weighing.pair(arrived.pairs, arrived.pairs.t, entry.at, labelled=False),
-            *self._weighing.pair(
-                arrived.labelled_pairs,
-                np.full(len(arrived.labelled_pairs), entry.at),
-                entry.at,
-                labelled=True,
-            ),
-        ):
+        came = compared(arrived.pairs), compared(arrived.labelled_pairs)
+        pair_blocks = self._weighing.pair(came[0], came[0].t, entry.at, labelled=False)
+        pair_blocks += self._weighing.pair(came[1], np.full(len(came[1]), entry.at), entry.at, labelled=True)
+        for pair_block in pair_blocks:
             self._weighing.add_pairs(pair_block)
+
+
+def compared(pairs: ArrivedPairs) -> Pairs:
+    """Pairs as core compares them."""
+    wrong = np.stack([pairs.baseline["wrong"], pairs.candidate["wrong"]], axis=1).astype(float)
+    return Pairs(pairs.baseline, pairs.candidate, pairs.arm, pairs.differs, wrong, pairs.candidate["t"])
 
 
 @dataclass(slots=True)
@@ -99,13 +109,16 @@ class Baseline:
             self._count += len(answered)
         while self._count - len(self._answers[0]) >= MAX_KNOWN_ANSWERS if self._answers else False:
             self._count -= len(self._answers.popleft())
-        self._count_labels(self._join.remember(rows))
+        self._join.remember(rows.seen())
         if labels is not None and labels.batch.labels:
             # The router's clock in the batch, so that the same entries teach the same.
             if self._first_label is None:
                 self._first_label = labels.batch.watermark
             self._last_label = labels.batch.watermark
-            self._count_labels(self._join.join(labels.batch.labels))
+            self._join.join(labels.batch.labels)
+        labelled = self._join.joined().labelled
+        self.joined += len(labelled)
+        self.wrong += int(labelled["null"].sum())
 
     def learn(self, plan: Plan) -> Learned | None:
         """What can be frozen of it for this plan, or None while too few of its answers are known."""
@@ -121,7 +134,3 @@ class Baseline:
             len(answers) / span if span > 0 else 0.0,
             self.joined / labelled_for if labelled_for > 0 else 0.0,
         )
-
-    def _count_labels(self, joined: Columns) -> None:
-        self.joined += len(joined)
-        self.wrong += int(joined["null"].sum())

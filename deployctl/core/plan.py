@@ -88,13 +88,21 @@ class MetricRule:
 
 @dataclass(frozen=True, slots=True)
 class LabelRules:
-    """How several people's labels of one request become one truth, and how many are waited for.
+    """When what people say of an answer counts, and what it says where they differ. Fixed by the manifest, like a margin.
 
-    `adjudicate` is majority, any, soft, or expert:<annotator>; `votes` is how many distinct annotators must have spoken.
+    A request counts once `votes` distinct annotators (or labels without one) have labelled it. `adjudicate` is "majority" (the
+    label that most gave; a tie says nothing), "any" (an answer is right if anybody gave it), "soft" (an answer is as wrong as the
+    share of the votes that contradict it) or "expert:ID" (the label of that annotator, at once, and no other).
     """
 
     adjudicate: str = "majority"
     votes: int = 1
+
+    @property
+    def expert(self) -> str | None:
+        """The only annotator whose labels count, if the rule names one."""
+        kind, _, name = self.adjudicate.partition(":")
+        return name if kind == "expert" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +171,7 @@ class Plan:
     holdback: Holdback | None = None
     unit: str = "request"
     classes: tuple[str, ...] = ()
+    labels: LabelRules = LabelRules()
     passed: Phase = Phase.PROMOTED
     failed: Phase = Phase.ROLLED_BACK
     others: tuple[Version, ...] = ()

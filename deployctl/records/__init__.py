@@ -1,0 +1,32 @@
+"""Outcomes and labels as the controller took them in, written before they count; pairs of answers; and the join of labels."""
+
+from deployctl.records.arrivals import Arrivals, Arrived, LeftOut, Pairs
+from deployctl.records.entries import Began, Clock, Entry, Gone, Intake
+from deployctl.records.file import Records, entries_of, iter_batches, read
+from deployctl.records.join import MAX_EARLY_LABELS, MAX_JOINABLE, LabelCounts, LabelJoin
+from deployctl.records.rows import ROW, SEEN, Rows, rows_of, without_texts
+
+__all__ = [
+    "MAX_EARLY_LABELS",
+    "MAX_JOINABLE",
+    "ROW",
+    "SEEN",
+    "Arrivals",
+    "Arrived",
+    "Began",
+    "Clock",
+    "Entry",
+    "Gone",
+    "Intake",
+    "LabelCounts",
+    "LabelJoin",
+    "LeftOut",
+    "Pairs",
+    "Records",
+    "Rows",
+    "entries_of",
+    "iter_batches",
+    "read",
+    "rows_of",
+    "without_texts",
+]
