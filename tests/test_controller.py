@@ -148,7 +148,7 @@ def test_killed_again_and_again_in_mid_ramp_the_evidence_is_the_same(tmp_path):
             harm = []
             for number in range(80):
                 service.step()
-                harm += list(service.controller.observation.judge.harm)
+                harm += list(service.controller.observation.says.harm)
                 if every and number % every == every - 1:
                     service.restart()
             return harm, story(service)
@@ -206,16 +206,16 @@ def test_a_batch_that_comes_twice_counts_once(service, restarts):
     service.clock += STEP
     batch = service.callers.batch(service.clock)
     service.controller.on_batch("router-1", batch)
-    seen = service.controller.observation.judge.totals_n.copy()
-    harm = list(service.controller.observation.judge.harm)
+    seen = service.controller.observation.says.totals_n.copy()
+    harm = list(service.controller.observation.says.harm)
     if restarts:
         service.restart()
 
     for _ in range(3):
         service.controller.on_batch("router-1", batch)
 
-    assert (service.controller.observation.judge.totals_n == seen).all()
-    assert list(service.controller.observation.judge.harm) == harm
+    assert (service.controller.observation.says.totals_n == seen).all()
+    assert list(service.controller.observation.says.harm) == harm
     assert intakes(service).count(("router-1", batch.number)) == 1
 
 
@@ -238,9 +238,9 @@ def test_a_batch_is_written_down_before_it_counts(service):
         raise UnavailableError("the disk is full")
 
     service.controller._records.append = full
-    before = service.controller.observation.judge.totals_n.copy()
+    before = service.controller.observation.says.totals_n.copy()
     service.watch(1)
-    assert (service.controller.observation.judge.totals_n == before).all()
+    assert (service.controller.observation.says.totals_n == before).all()
     assert service.controller.left_out > 300
 
 
