@@ -50,7 +50,7 @@ def replayed(service: FakeService, folder: Path, plan: Plan | None = None, **cha
 def same(service: FakeService, folder: Path) -> Replay:
     run = replayed(service, folder)
     assert told([event for event, _ in run.events]) == told(service.events)
-    judge = service.controller.observation.judge
+    judge = service.controller.observation.says
     assert run._weighing.judge.verdict() == judge.verdict()
     assert list(run._weighing.judge.harm) == list(judge.harm)
     assert (run._weighing.judge.totals_n == judge.totals_n).all()
