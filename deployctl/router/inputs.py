@@ -26,9 +26,11 @@ def hasher(path: str | None) -> InputHash | None:
 
 
 class InputHash:
-    """BLAKE2b with a key, eight bytes of it."""
+    """BLAKE2b with a key of 16 to 64 bytes, eight bytes of it. Raises ValueError for another key."""
 
     def __init__(self, key: bytes) -> None:
+        if len(key) < 16:
+            raise ValueError("the key is too short")
         self._keyed = blake2b(key=key, digest_size=8)
 
     def __call__(self, body: bytes) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from deployctl.core.plan import Copy, Split, Version
+from deployctl.core.plan import HUMAN, Copy, Split, Version
 from deployctl.wire.orders import (
     Ack,
     Batch,
@@ -193,10 +193,11 @@ class Street:
         timeout=5.0,
         limits=None,
         versions=("1", "2"),
+        worker=None,
         **settings,
     ):
         self.controller = Controller(directory / "orders.sock")
-        self.workers = [Worker(directory, version) for version in versions]
+        self.workers = [(worker or Worker)(directory, version) for version in versions]
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.address = self.listener.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
@@ -222,7 +223,8 @@ class Street:
     def order(self, weight, *, candidate=True, fence=1, upstreams=None, **split):
         self.number += 1
         baseline, other = (worker.as_version for worker in self.workers[:2])
-        split = {"baseline": baseline, "candidate": other if candidate else None, "salt": "rollout-1"} | split
+        split = {"baseline": baseline, "salt": "rollout-1"} | split
+        split["candidate"] = other if candidate else None
         split = Split(self.number, weight=weight, **split)
         every = tuple(worker.upstream for worker in self.workers)
         return Order(fence, split, every if upstreams is None else upstreams)
@@ -236,6 +238,10 @@ class Street:
         """Copies for these arms: the first worker is 0, the baseline, the second 1, the candidate, and so on."""
         copies = tuple(Copy(arm, self.workers[arm].as_version) for arm in arms)
         return self.split(weight, mirror=percentage, copies=copies, **kwargs)
+
+    def decided_by_people(self):
+        """No version is live; the second worker's gets copies of everything."""
+        return self.mirror(baseline=HUMAN, candidate=None)
 
     def connect(self):
         return Client(self.address)
