@@ -11,7 +11,8 @@ from pathlib import Path
 
 NO_INPUT = bytes(8)
 HASHED_BYTES = 1024 * 1024
-"""Of a longer body, its length and so many of its first bytes: hashing holds up everybody (measured 1 ms per MiB)."""
+"""Of a longer body, its length and so many of its first bytes: hashing holds up everybody (measured 0.6 µs for 278 bytes,
+71 µs for 85 kB, 0.9 ms for 1 MiB)."""
 
 
 def hasher(path: str | None) -> InputHash | None:

@@ -20,9 +20,7 @@ from deployctl.wire.orders import Batch, LabelRow, encode
 
 CLIENT_LEFT = 499
 _AGE = 0.010  # seconds that an outcome waits for others
-_TEXT = (
-    1024 * 1024
-)  # characters of ids, predictions, labels and inputs in one batch, so that no message is too large
+_TEXT = 1024 * 1024  # of ids, predictions, labels and inputs in a batch, so that no message is too large
 MAX_KEPT = (
     256 * 1024
 )  # outcomes and labels that wait for the controller; what comes after is dropped and counted

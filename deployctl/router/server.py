@@ -278,7 +278,7 @@ class Server:
         if label is not None:
             return self._named(label)
         if kind is Kind.METADATA:
-            return self._baseline or self._first_copy(), BASELINE
+            return self._baseline or self._shadow(), BASELINE
         candidate = split.candidate
         if candidate is not None and split.weight > 0 and goes_to_candidate(split.salt, key, split.weight):
             return self.upstreams.links[candidate.digest], CANDIDATE
@@ -290,11 +290,13 @@ class Server:
         baseline = self._split.baseline
         return None if baseline == HUMAN else self.upstreams.links[baseline.digest]
 
-    def _first_copy(self) -> Link | None:
-        """The link to the first version that gets copies, where its worker is there: it knows the model's signature."""
-        digests = [copy.version.digest for copy in self._split.copies[:1]]
-        links = [link for digest in digests if (link := self.upstreams.links.get(digest))]
-        return links[0] if links and links[0].connected else None
+    def _shadow(self) -> Link | None:
+        """The link to a version that gets copies and is there: it knows the model's signature."""
+        for copy in self._split.copies:
+            link = self.upstreams.links.get(copy.version.digest)
+            if link is not None and link.connected:
+                return link
+        return None
 
     def _named(self, label: str) -> tuple[Link | None, int]:
         """The version with this label. A candidate that serves nobody is not there for anybody."""

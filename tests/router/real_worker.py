@@ -14,12 +14,20 @@ from onnx import TensorProto, helper
 class RealWorker(rig.Worker):
     """`python -m deployctl.serving` with a model that adds its version to what it is given."""
 
+    output = "y"
+    idle = False
+
+    def content(self):
+        return model(float(self.version)).SerializeToString()
+
     def start(self):
+        if self.process:
+            self.process.wait()
         file = Path(self.socket).with_suffix(".onnx")
-        file.write_bytes(model(float(self.version)).SerializeToString())
+        file.write_bytes(self.content())
         digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
         settings = {"model": "m", "version": self.version, "digest": digest, "file": str(file)}
-        settings["prediction"] = {"output": "y", "read": "argmax"}
+        settings |= {"prediction": {"output": self.output, "read": "argmax"}, "idle": self.idle}
         end, report = os.pipe()
         arguments = ["--socket", self.socket, "--report-fd", str(report), "--settings", json.dumps(settings)]
         self.process = subprocess.Popen(
