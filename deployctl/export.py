@@ -18,7 +18,7 @@ from deployctl.core.verdict import Result
 from deployctl.errors import InvalidError
 from deployctl.journal import read as read_journal
 from deployctl.outcome_log import Answer, Boundary, Happened, Header, Line, Order, encode_header, encode_lines
-from deployctl.records import Arrivals, entries_of
+from deployctl.records import Arrivals, entries_of, size_of
 from deployctl.statedir import ServiceHome
 
 NEVER = 1e15
@@ -38,7 +38,7 @@ def export(home: ServiceHome, rollout_id: str | None) -> Iterator[bytes]:
     """The log of a rollout (default: the last), in pieces. Raises InvalidError when there is none of that id."""
     rollout, events = _rollout_of(home, rollout_id)
     path = home.records / f"{rollout.id}.records"
-    length = path.stat().st_size if path.exists() else 0
+    length = size_of(path)
     with_labels = any(METRICS[rule.name].source is Source.LABEL for rule in rollout.plan.metrics)
     labels, until = _labels_and_end(path, length, rollout, with_labels=with_labels)
     yield encode_header(_header(home.name, rollout, events, until))

@@ -1,6 +1,9 @@
 """What was taken in is kept, whatever cuts the writing short, and a batch is read as rows."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +18,10 @@ from deployctl.records import (
     Gone,
     Intake,
     Records,
+    entries_of,
     read,
     rows_of,
+    size_of,
 )
 from deployctl.wire.orders import LabelRow
 
@@ -54,7 +59,7 @@ def write(path: Path, entries: list) -> bytes:
 def test_what_was_written_is_read_again(path):
     write(path, ENTRIES)
     assert read(path) == ENTRIES
-    assert Records.open(path).entries == ENTRIES
+    assert list(Records.open(path).read()) == ENTRIES
 
 
 def test_it_goes_on_where_it_ended(path):
@@ -69,10 +74,11 @@ def test_wherever_an_append_was_cut_the_entries_before_it_are_there(path):
         path.write_bytes(whole[:length])
         records = Records.open(path)
         records.close()
-        assert records.entries == ENTRIES[: len(records.entries)]
+        found = read(path)
+        assert found == ENTRIES[: len(found)]
         assert path.stat().st_size == length - records.dropped_bytes
         write(path, [ENTRIES[0]])
-        assert read(path) == [*records.entries, ENTRIES[0]]
+        assert read(path) == [*found, ENTRIES[0]]
 
 
 def test_any_changed_byte_is_damage_and_the_file_is_left_as_it_is(path):
@@ -101,7 +107,7 @@ def test_damage_costs_no_file_descriptor(path):
     for _ in range(5):
         with pytest.raises(IntegrityError):
             Records.open(path)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_what_cannot_be_written_does_not_count_and_spoils_nothing(path):
@@ -118,6 +124,131 @@ def test_what_cannot_be_written_does_not_count_and_spoils_nothing(path):
     os.close(disk)
     os.close(full)
     assert read(path) == [ENTRIES[0], ENTRIES[2]]
+
+
+def test_what_was_written_before_the_limit_stays_and_time_goes_on(path):
+    records = Records.open(path, max_bytes=len(write(path, ENTRIES[:2])) + 100)
+    with pytest.raises(UnavailableError, match=r"spec\.log\.maxSize"):
+        records.append(ENTRIES[1])
+    assert records.full
+    records.append(ENTRIES[2])
+    assert read(path) == ENTRIES[:3]
+
+
+def test_rollouts_that_are_over_make_room_the_oldest_first_and_as_a_whole(path):
+    big = [ENTRIES[1]] * 20
+    for age, name in enumerate(["newer", "older"]):
+        records = Records.open(path.with_name(f"{name}.records"), segment_bytes=1000)
+        for entry in big:
+            records.append(entry)
+        records.close()
+        for file in path.parent.glob(f"{name}.*"):
+            os.utime(file, (1000 - age, 1000 - age))
+    each = size_of(path.with_name("newer.records"))
+    records = Records.open(path, max_bytes=2 * each + 500)
+    records.append(ENTRIES[1])
+    assert size_of(path.with_name("older.records")) == each
+    for entry in big[:5]:
+        records.append(entry)
+    assert not list(path.parent.glob("older.records*"))
+    assert read(path.with_name("newer.records")) == big
+    assert not records.full
+
+
+def test_records_go_on_in_another_segment_and_are_read_as_one(path):
+    records = Records.open(path, segment_bytes=400)
+    for entry in ENTRIES * 5:
+        records.append(entry)
+    records.close()
+    assert len(list(path.parent.iterdir())) > 3
+    assert read(path) == ENTRIES * 5
+    again = Records.open(path, segment_bytes=400)
+    assert list(again.read()) == ENTRIES * 5
+    assert again.began == [ENTRIES[0]] * 5
+    half = size_of(path) // 2
+    before = list(entries_of(path, half))
+    again.append(ENTRIES[3])
+    assert list(entries_of(path, half)) == before == (ENTRIES * 5)[: len(before)]
+    assert 5 < len(before) < 15
+
+
+def test_only_the_last_segment_may_end_in_the_middle_of_an_entry(path):
+    records = Records.open(path, segment_bytes=400)
+    for entry in ENTRIES * 5:
+        records.append(entry)
+    records.close()
+    os.truncate(path, path.stat().st_size - 1)
+    for reading in (read, Records.open):
+        with pytest.raises(IntegrityError, match="not the last segment"):
+            reading(path)
+
+
+WRITE_FOREVER = """
+import sys
+from pathlib import Path
+from deployctl.records import Clock, Records
+records = Records.open(Path(sys.argv[1]), segment_bytes=600)
+for number in range(10**9):
+    records.append(Clock(float(number)))
+    print(number, flush=True)
+"""
+
+
+def test_what_was_written_before_a_kill_is_there_however_many_segments_there_are(path):
+    for seen in (50, 333):
+        writer = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, path], stdout=subprocess.PIPE)
+        for _ in range(seen):
+            last = int(writer.stdout.readline())
+        writer.kill()
+        told = [last, *map(int, writer.stdout.read().split())]
+        writer.wait()
+        writer.stdout.close()
+        found = [int(entry.at) for entry in read(path)]
+        assert found == list(range(len(found)))
+        assert len(found) in {told[-1] + 1, told[-1] + 2}
+        assert len(list(path.parent.iterdir())) > 2
+        records = Records.open(path)
+        assert list(records.read()) == [Clock(float(at)) for at in found]
+        records.close()
+        for file in path.parent.iterdir():
+            file.unlink()
+
+
+WRITE_UNTIL_FULL = """
+import resource, sys
+from pathlib import Path
+from deployctl.errors import UnavailableError
+from deployctl.records import Clock, Records
+records = Records.open(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+written = 0
+try:
+    while True:
+        records.append(Clock(float(written)))
+        written += 1
+except UnavailableError as error:
+    print(written, error, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+records.append(Clock(-1.0))
+"""
+
+
+def test_a_disk_that_takes_half_an_entry_spoils_nothing(path):
+    run = subprocess.run(
+        [sys.executable, "-c", WRITE_UNTIL_FULL, path], capture_output=True, text=True, check=True
+    )
+    written, words = run.stdout.split(maxsplit=1)
+    assert "cannot be written" in words
+    assert [entry.at for entry in read(path)] == [*range(int(written)), -1.0]
+
+
+def test_records_that_somebody_removed_do_not_count_silently(path):
+    records = Records.open(path)
+    records.append(ENTRIES[0])
+    shutil.rmtree(path.parent)
+    with pytest.raises(UnavailableError, match="removed"):
+        records.append(ENTRIES[1])
+    records.close()
 
 
 def test_closing_twice_is_closing_once(path):

@@ -34,7 +34,6 @@ from deployctl.records import (
     Intake,
     Records,
     Rows,
-    iter_batches,
     rows_of,
     without_texts,
 )
@@ -197,13 +196,15 @@ class Controller:
         self._records = Records.open(self._records_path(rollout))
         if rollout.learned is not None:
             self.observation = Observation(rollout.plan, rollout.learned)
-        for entry in self._records.entries:
+        last, self._seen_batches = rollout.at, {}
+        for entry in self._records.read():
+            last = max(last, entry.at)
             if self.observation is not None:
                 self.observation.fold(entry)
-        self._take_course(rollout, max([rollout.at, *(entry.at for entry in self._records.entries)]))
-        self._seen_batches = dict(iter_batches(self._records.entries))
+            if isinstance(entry, Intake):
+                self._seen_batches[entry.router] = entry.batch.number
+        self._take_course(rollout, last)
         self._unheard, self._resumed_at = set(self._seen_batches), self.clock.now
-        self._records.entries = [entry for entry in self._records.entries if isinstance(entry, Began)]
         self._begin_step_if_new(rollout)
 
     def _take_course(self, rollout: Rollout, at: float) -> None:
@@ -298,7 +299,7 @@ class Controller:
             return
         assert self._records is not None
         begun = Began(rollout.step, rollout.split_number, rollout.at)
-        if all(entry.step != begun.step for entry in self._records.entries if isinstance(entry, Began)):
+        if all(entry.step != begun.step for entry in self._records.began):
             self._take(begun)
 
     # ── observing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -350,9 +351,7 @@ class Controller:
             self.left_out += len(entry.batch.arm) if isinstance(entry, Intake) else 0
             return
         self.observation.fold(entry)
-        if isinstance(entry, Began):
-            self._records.entries.append(entry)
-        else:
+        if not isinstance(entry, Began):
             self._tried(self._settle, entry.at)
 
     def _forget_unheard(self, now: float) -> None:

@@ -2,11 +2,12 @@
 
 from deployctl.records.arrivals import Arrivals, Arrived, LeftOut, Pairs
 from deployctl.records.entries import Began, Clock, Entry, Gone, Intake
-from deployctl.records.file import Records, entries_of, iter_batches, read
+from deployctl.records.file import MAX_BYTES, Records, entries_of, read, size_of
 from deployctl.records.join import MAX_EARLY_LABELS, MAX_JOINABLE, LabelCounts, LabelJoin
 from deployctl.records.rows import ROW, SEEN, Rows, rows_of, without_texts
 
 __all__ = [
+    "MAX_BYTES",
     "MAX_EARLY_LABELS",
     "MAX_JOINABLE",
     "ROW",
@@ -25,8 +26,8 @@ __all__ = [
     "Records",
     "Rows",
     "entries_of",
-    "iter_batches",
     "read",
     "rows_of",
+    "size_of",
     "without_texts",
 ]
