@@ -39,7 +39,17 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # a batch is admitted in the form in which it crossed the wire
     "records": ({"core", "errors", "durable", "wire.orders"}, {"msgspec", "numpy"}),
     "outcome_log": ({"core", "errors"}, {"msgspec", "numpy"}),
-    "export": ({"core", "errors", "journal", "records", "outcome_log", "statedir"}, {"msgspec"}),
+    # labels are kept in the form in which they crossed the wire
+    "prediction_log": (
+        {"core", "errors", "journal", "records", "statedir", "wire.orders"},
+        {"msgspec", "numpy"},
+    ),
+    "export": ({"core", "errors", "prediction_log", "records", "outcome_log", "statedir"}, {"msgspec"}),
+    # pyarrow is an extra, and is imported when a Parquet file is asked for
+    "prediction_export": (
+        {"core", "errors", "durable", "prediction_log", "statedir"},
+        {"msgspec", "numpy", "pyarrow"},
+    ),
     "replay": ({"core", "outcome_log"}, {"numpy"}),
     "traffic": ({"core", "errors", "wire"}, {"msgspec"}),
     "router": ({"core", "errors", "wire"}, {"httptools", "uvloop", "msgspec"}),

@@ -2,9 +2,9 @@
 
 from deployctl.records.arrivals import Arrivals, Arrived, LeftOut, Pairs
 from deployctl.records.entries import Began, Clock, Entry, Gone, Intake
-from deployctl.records.file import MAX_BYTES, Records, entries_of, read, size_of
+from deployctl.records.file import MAX_BYTES, Records, entries_of, read, segments_of, size_of
 from deployctl.records.join import MAX_EARLY_LABELS, MAX_JOINABLE, LabelCounts, LabelJoin
-from deployctl.records.rows import ROW, SEEN, Rows, rows_of, without_texts
+from deployctl.records.rows import ROW, SEEN, Rows, rows_of, text_hash, without_texts
 
 __all__ = [
     "MAX_BYTES",
@@ -28,6 +28,8 @@ __all__ = [
     "entries_of",
     "read",
     "rows_of",
+    "segments_of",
     "size_of",
+    "text_hash",
     "without_texts",
 ]
