@@ -180,7 +180,7 @@ def records_of(home: ServiceHome, rollout: Rollout) -> Path:
 
 def versions_of(plan: Plan) -> tuple[Version, ...]:
     """The versions of a rollout by their arms."""
-    return (plan.baseline, plan.candidate)
+    return (plan.baseline, *plan.candidates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,6 @@ class Plan:
     holdback: Holdback | None = None
     unit: str = "request"
     classes: tuple[str, ...] = ()
-    labels: LabelRules = LabelRules()
     passed: Phase = Phase.PROMOTED
     failed: Phase = Phase.ROLLED_BACK
     others: tuple[Version, ...] = ()

@@ -113,11 +113,12 @@ class Answers:
         self.count += len(ids)
         return places
 
-    def pair(self, place: int, rows: Columns) -> None:
-        """The rows of an open request that are compared, the baseline's first; none: it cannot be compared."""
-        self.first[place], self.row_count[place] = self._filled, len(rows)
-        if self.state[place] == State.OPEN:
-            self.state[place] = State.PAIRED if len(rows) else State.UNANSWERED
+    def pair(self, places: Places, counts: Places, rows: Columns) -> None:
+        """The rows of open requests that are compared, `counts` of each, the baseline's first; none: it cannot be compared."""
+        self._firsts[places] = self._filled + np.cumsum(counts) - counts
+        self._row_counts[places] = counts
+        waited = self._states[places] == State.OPEN
+        self._states[places[waited]] = np.where(counts[waited] > 0, State.PAIRED, State.UNANSWERED)
         self._append(rows)
 
     def votes(self, place: int) -> list[int]:

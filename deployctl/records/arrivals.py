@@ -161,7 +161,7 @@ class Arrivals:
         rows = matched.rows
         t, self._last_pair = _never_back(matched.requests["t"], self._last_pair)
         rows["t"] = np.repeat(t, matched.counts)
-        self.join.complete(matched.requests, rows, matched.counts.tolist())
+        self.join.complete(matched.requests, rows, matched.counts)
         of_baseline = np.repeat(np.cumsum(matched.counts) - matched.counts, matched.counts)
         candidates = np.flatnonzero(rows["arm"] > 0)
         return Pairs(rows[of_baseline[candidates]], rows[candidates])

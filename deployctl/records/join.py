@@ -71,6 +71,10 @@ class Joined:
     pair_texts: list[str]
 
 
+_NO_ROWS = np.empty(0, SEEN)
+NOTHING_JOINED = Joined(_NO_ROWS, [], _NO_ROWS, _NO_ROWS, [])
+
+
 @dataclass(frozen=True, slots=True)
 class _Verdict:
     """What the votes on a request say: a label, or shares of labels by hash."""
@@ -124,23 +128,23 @@ class LabelJoin:
             piece = slice(at, at + PIECE)
             self._remember(ids[piece], rows.columns[piece], waits[piece])
 
-    def complete(self, requests: Columns, rows: Columns, counts: list[int]) -> None:
+    def complete(self, requests: Columns, rows: Columns, counts: Places) -> None:
         """Requests whose copies are all there. `rows` has `counts[i]` rows for the i-th: the baseline's, then each candidate's; 0
         where nothing can be compared.
         """
+        nowhere = (None, -1)
+        found = [self._open.pop(number, nowhere) for number in requests["number"].tolist()]
         settled: list[tuple[int, _Verdict, Answers, int]] = []
-        end = 0
-        for number, count in zip(requests["number"].tolist(), counts, strict=True):
-            start, end = end, end + count
-            if (found := self._open.pop(number, None)) is None:
-                continue
-            answers, place = found
-            answers.pair(place, rows[start:end])
-            if answers.state[place] == State.UNANSWERED:
-                self._decided.pop(found, None)
-                self._move(answers, place, "unanswered")
-            elif answers.fate[place] == Fate.DECIDED:
-                settled.append((*self._decided.pop(found), *found))
+        for answers in self._answers:
+            here = np.array([where is answers for where, _ in found], bool)
+            places = np.array([place for where, place in found if where is answers], np.int64)
+            answers.pair(places, counts[here], rows[np.repeat(here, counts)])
+            for place in [place for place in places.tolist() if answers.fate[place] != Fate.NONE]:
+                if answers.state[place] == State.UNANSWERED:
+                    self._decided.pop((answers, place), None)
+                    self._move(answers, place, "unanswered")
+                elif answers.fate[place] == Fate.DECIDED:
+                    settled.append((*self._decided.pop((answers, place)), answers, place))
         for came, verdict, answers, place in sorted(settled, key=lambda one: one[0]):
             self._count(answers, place, verdict, came)
 
@@ -162,6 +166,8 @@ class LabelJoin:
 
     def joined(self) -> Joined:
         """What has been judged since this was asked last."""
+        if not self._plain and not self._paired:
+            return NOTHING_JOINED
         plain, paired = self._plain, sorted(self._paired, key=lambda one: one[0])
         self._plain, self._paired = [], []
         labelled = _gathered([pick for pick, _ in plain])
