@@ -46,7 +46,7 @@ def rows(opened: Pool, n: Scaled, folder: Path) -> Iterator[Row]:
     """All rows, the most telling first."""
     if folder.is_dir():
         yield from on_votes(opened, n(1000), folder)
-        yield from guarantees_on_votes(opened, n(2000), folder)
+        yield from guarantees_on_votes(opened, n(10_000), folder)
     else:
         yield Row("labels", f"people's labels: no data in {folder}", "", "left out", None)
     yield from guarantees(opened, n(2000))
@@ -89,7 +89,7 @@ def guarantees_on_votes(opened: Pool, orders: int, folder: Path) -> Iterator[Row
     """Real agreement, and which version was wrong tossed for each pair: exactly on the tolerance, and exactly at the margin."""
     for versions in (WORSE, BETTER):
         for end, limit in ((FAIL, pairs.ALPHA), (PASS, pairs.BETA)):
-            parts = opened.batches(_wrong_on_votes, orders, 250, 300 + end, folder, versions, end)
+            parts = opened.batches(_wrong_on_votes, orders, 500, 300 + end, folder, versions, end)
             share = sum(parts) / orders
             what = f"{versions[0]}, {versions[1]}, tossed: {'false fail' if end == FAIL else 'worse by the margin, passed'}"
             yield guaranteed("labels", what, share, limit, orders)
@@ -195,7 +195,7 @@ def _delays(rollouts: int, seed: int, question: Question, truth: Array, end: int
 def late(opened: Pool, rollouts: int) -> Iterator[Row]:
     """A fault that begins after so many seconds of a good candidate: what the budget for restarts is for."""
     good, bad = pairs.joint(0.07, 0.07, mended=0.2), pairs.joint(0.07, 0.2, mended=0.2)
-    for onset in (0, 100, 1000, 10_000):
+    for onset in (0, 100, 1000, 5000):
         parts = opened.batches(_late, rollouts, 100, 700, good, bad, onset)
         units = np.concatenate(parts)
         yield Row(

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.verdict import pairs
+from benchmarks.verdict.pairs import Question, Votes
+from benchmarks.verdict.rows import at_most
 from deployctl.core.paired import CELLS, PairedPanel, growth
 from deployctl.core.panel import FAIL, INCONCLUSIVE, PASS
+from tests.shared_data import shared_data
 
 EXACT = 1 + 1e-9
 KINDS = len(CELLS)
@@ -248,3 +252,87 @@ def test_growth_without_a_tolerance_is_that_of_the_discordant_pairs(w, b):
         return
     best = min((w - b) / (w + b), 0.98)
     assert nats == pytest.approx(w * math.log1p(best) + b * math.log1p(-best), rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("versions", "end", "limit"),
+    [
+        (("wrn_28_10_cutout16", "alexnet_tf_ben"), FAIL, 160),
+        (("resnet_basic_32", "wrn_28_10_cutout16"), PASS, 430),
+    ],
+)
+def test_a_few_hundred_peoples_labels_are_enough_whatever_their_order(versions, end, limit):
+    votes = Votes(shared_data("cifar10h"))
+    truth = votes.truth(*versions)
+    question = Question(prior=float(truth[2] + truth[3]))
+    kinds = votes.orders(np.random.default_rng(11), versions, 200, 4_000)
+    ours = pairs.needed(kinds, question, end)
+    assert np.isfinite(ours).all()
+    assert ours.mean() <= limit
+    assert ours.mean() <= 1.4 * pairs.needed_by_oracle(kinds, truth, question, end).mean()
+
+
+def test_versions_that_err_alike_are_told_apart_by_people_no_oftener_than_promised():
+    votes, rng = Votes(shared_data("cifar10h")), np.random.default_rng(12)
+    versions = ("resnet_basic_32", "wrn_28_10_cutout16")
+    truth = votes.truth(*versions)
+    question = Question(prior=float(truth[2] + truth[3]))
+    null = pairs.swapped(rng, votes.orders(rng, versions, 600, 1_500, again=True))
+    at_margin = pairs.worsened(rng, null, float(truth[0]), question.margin)
+    assert np.isfinite(pairs.needed(null, question, FAIL)).mean() <= at_most(0.01, 600)
+    assert np.isfinite(pairs.needed(at_margin, question, PASS)).mean() <= at_most(0.05, 600)
+
+
+@pytest.mark.parametrize(
+    ("p0", "p1", "mended", "limit"),
+    [(0.05, 0.07, 0.05, 1 / 4), (0.1, 0.12, 0.05, 1 / 4), (0.05, 0.08, None, 1.1)],
+)
+def test_pairs_need_far_fewer_requests_where_versions_agree_and_no_more_where_they_do_not(
+    p0, p1, mended, limit
+):
+    truth = pairs.joint(p0, p1, mended=mended)
+    kinds = pairs.drawn(np.random.default_rng(13), truth, 100, 20_000)
+    question = Question(prior=p0, per_second=50.0, block=4)
+    two_sample = pairs.needed_by_two_samples(kinds, question)
+    assert np.median(pairs.needed(kinds, question, FAIL)) <= limit * np.median(two_sample)
+
+
+@pytest.mark.parametrize(
+    ("budget", "rate", "end"), [(0.05, 0.1, FAIL), (0.01, 0.03, FAIL), (0.05, 0.02, PASS)]
+)
+def test_a_budget_without_a_baseline_is_judged_near_the_bernoulli_bound(budget, rate, end):
+    question = Question(relative=0.0, absolute=budget, margin=budget, prior=budget)
+    truth = np.array([1 - rate, rate, 0.0, 0.0])
+    kinds = pairs.drawn(np.random.default_rng(14), truth, 200, 4_000)
+    bernoulli = rate * math.log(rate / budget) + (1 - rate) * math.log((1 - rate) / (1 - budget))
+    bound = math.log(pairs.threshold(end)) / bernoulli
+    assert pairs.bound_on_units(truth, question, end) == pytest.approx(bound, rel=1e-4)
+    assert pairs.needed(kinds, question, end).mean() <= 1.6 * bound
+
+
+def test_a_candidate_that_always_fails_is_seen_within_a_dozen_pairs():
+    kinds = np.full((1, 20), pairs.ONLY_CANDIDATE, dtype=np.int8)
+    assert pairs.needed(kinds, Question(), FAIL)[0] <= 12
+
+
+def test_a_fault_that_begins_late_is_still_seen():
+    rng = np.random.default_rng(15)
+    good, bad = pairs.joint(0.07, 0.07, mended=0.2), pairs.joint(0.07, 0.2, mended=0.2)
+    kinds = np.concatenate([pairs.drawn(rng, good, 100, 1_000), pairs.drawn(rng, bad, 100, 1_000)], axis=1)
+    units = pairs.needed(kinds, Question(prior=0.07), FAIL) - 1_000
+    assert np.median(units) <= 250
+    assert np.isfinite(units).all()
+
+
+def test_scores_with_little_noise_are_judged_sooner_than_the_same_means_in_black_and_white():
+    """A score's spread is what tells: the same mean difference as bad-or-not needs many times the units."""
+    rng = np.random.default_rng(16)
+    scored, counted = panel(), panel()
+    known = np.ones((20, 1), dtype=bool)
+    for at in range(30):
+        y0 = rng.uniform(0.3, 0.5, (20, 1))
+        y1 = np.clip(y0 + rng.normal(0.02, 0.05, (20, 1)), 0, 1)
+        scored.add(y0, y1, known, at)
+        counted.add(rng.random((20, 1)) < y0, rng.random((20, 1)) < y1, known, at)
+    assert scored.results().tolist() == [FAIL]
+    assert counted.results().tolist() != [FAIL]
