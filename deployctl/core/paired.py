@@ -10,7 +10,8 @@ A row bets: with z = y1 - relative * y0 - absolute (harm) or z = margin - (y1 - 
 1 + stake * z, with a stake that was chosen before the unit's block and can never go bankrupt. The factor's expectation is at most 1
 for every joint distribution within the null, of whatever shape and however it depends on the past, and no test of a mean does
 better than some such stake (Waudby-Smith and Ramdas, arXiv 2010.09686). Units that both versions got right, or both wrong, cost
-next to nothing: that is why pairs need so few of them.
+next to nothing: that is why pairs need so few of them. The mean is that of the units in the order in which they come: labels may
+be late, and which units get one may depend on the past, but not on what the versions answered to that unit.
 
 `relative` 0 says that there is no baseline: y0 is ignored, and both nulls are about the candidate's own mean and an absolute
 budget. For bad-or-not the same factors then are likelihood ratios against a rate at the budget.
@@ -52,10 +53,10 @@ _RESTART_SECONDS, _RESTART_DELAY = 30.0, 4.0
 _HARM, _FRESH, _WHOLE = range(3)
 _LOWEST_BUDGET, _HIGHEST_BOUND = 1e-6, 0.99  # a null widened to these only loses evidence
 _HIGHEST_PLUG_IN = 0.98
-_PSEUDO_UNITS = (
-    0.1  # of each discordant kind; half a unit (Krichevsky, Trofimov) sees a total failure two units later
-)
+# Imagined of each discordant kind; half a unit (Krichevsky, Trofimov) sees a total failure two units later.
+_PSEUDO_UNITS = 0.1
 _NEWTON_STEPS = 7
+_SIGN = np.array([[1.0], [-1.0], [-1.0]])  # of z in the three rows
 
 
 class PairedPanel:
@@ -160,6 +161,8 @@ class PairedPanel:
     def add_cells(self, cells: Array, at: float | Array, *, of_step: bool | Flags = True) -> None:
         """One block of bad-or-not pairs from its counts, ([replicates,] 4, components), in the order of `CELLS`."""
         counted = np.asarray(cells, dtype=float).reshape(len(self.step), 4, -1)
+        if not (counted >= 0).all():
+            raise ValueError("counts of pairs are at least 0")
         self._advance(counted, None, at, of_step)
 
     def harm(self) -> Array:
@@ -329,9 +332,6 @@ def growth(cells: Array, *, relative: float, bound: float, harm: bool) -> tuple[
     return float((cells * np.log1p(fraction * gains)).sum()), fraction * most
 
 
-_SIGN = np.array([[1.0], [-1.0], [-1.0]])  # of z, by row
-
-
 def _check(relative: Array, absolute: Array, margins: Array, shares: Array, prior: Array) -> None:
     components = shares.shape
     if not (relative.shape == absolute.shape == prior.shape == components) or margins.shape[1:] != components:
@@ -377,6 +377,6 @@ def _pseudo_cells(prior: Array, relative: Array) -> Array:
 
 
 def _spent(restarts: Array) -> Array:
-    """Part of the time budget that is spent after so many restarts; it sums to 1, as slowly as a sum can be written down."""
+    """Part of the time budget that is spent after so many restarts: all of it at last, but ever more slowly."""
     spent: Array = 1.0 - math.log(_RESTART_DELAY) / np.log(restarts + _RESTART_DELAY)
     return spent

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import shared_data
 
 from benchmarks.verdict import pairs
 from benchmarks.verdict.pairs import Question, Votes
 from benchmarks.verdict.rows import at_most
 from deployctl.core.paired import CELLS, PairedPanel, growth
 from deployctl.core.panel import FAIL, INCONCLUSIVE, PASS
-from tests.shared_data import shared_data
 
 EXACT = 1 + 1e-9
 KINDS = len(CELLS)
@@ -174,6 +174,18 @@ def test_a_score_outside_0_to_1_is_refused_and_changes_nothing(score):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         judged.add(np.array([[0.0]]), np.array([[score]]), np.array([[True]]), 50.0)
     assert (evidence(judged) == evidence(panel())).all()
+
+
+def test_a_block_without_units_changes_nothing():
+    judged = panel(components=2)
+    judged.add(*np.zeros((2, 0, 2)), np.zeros((0, 2), dtype=bool), 1.0)
+    assert judged.harm() == pytest.approx(np.full((1, 2), 0.5))
+    assert judged.results().tolist() == [INCONCLUSIVE]
+
+
+def test_counts_below_0_are_refused():
+    with pytest.raises(ValueError, match="at least 0"):
+        panel().add_cells(np.array([[3.0], [-1.0], [0.0], [0.0]]), 1.0)
 
 
 def test_shares_of_more_than_all_of_alpha_are_refused():
