@@ -193,7 +193,7 @@ def _delays(rollouts: int, seed: int, question: Question, truth: Array, end: int
 
 
 def late(opened: Pool, rollouts: int) -> Iterator[Row]:
-    """A fault that begins after so many seconds of a good candidate: what the budget for restarts is for."""
+    """A fault that begins after so many seconds of a good candidate; one that failed (wrongly) before is not counted as found."""
     good, bad = pairs.joint(0.07, 0.07, mended=0.2), pairs.joint(0.07, 0.2, mended=0.2)
     for onset in (0, 100, 1000, 5000):
         parts = opened.batches(_late, rollouts, 100, 700, good, bad, onset)
