@@ -2,7 +2,7 @@
 
 One seed and one light give one set of pictures, whatever was drawn before. A picture is float32, 0 (black) to 1 (white).
 
-    python examples/phone-inspection/phones.py SHEET.png       a contact sheet: above normal light, below dim; last two rows scratched
+    python examples/phone-inspection/phones.py SHEET.png       a contact sheet: normal light above dim, fine above scratched
 """
 
 from __future__ import annotations

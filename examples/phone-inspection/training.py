@@ -3,7 +3,7 @@
 A small convolutional network, written out in numpy: forwards, backwards, and as an ONNX graph that must answer the same.
 Nothing that is measured or sent down the line was trained on: training draws with the seed TRAINED, measuring with MEASURED.
 
-    python examples/phone-inspection/training.py [DIR]       needs numpy and onnx; about a minute each
+    python examples/phone-inspection/training.py [DIR]       needs onnx; about a minute
 """
 
 from __future__ import annotations
