@@ -175,6 +175,7 @@ class Plan:
     failed: Phase = Phase.ROLLED_BACK
     others: tuple[Version, ...] = ()
     min_labels: int = 0
+    labels: LabelRules = LabelRules()
     copy_timeout: float | None = None
     copy_limit: int = 32
 
