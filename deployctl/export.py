@@ -5,6 +5,7 @@ service and without one; what is still being written at the end of either file i
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,53 +14,43 @@ import msgspec
 
 from deployctl.core.metrics import METRICS
 from deployctl.core.outcome import CLIENT_LEFT, Columns, Source
-from deployctl.core.rollout import UNLOADABLE, Cause, Event, Kind, Rollout, apply, start
+from deployctl.core.rollout import UNLOADABLE, Cause, Event, Kind, Rollout
 from deployctl.core.verdict import Result
-from deployctl.errors import InvalidError
-from deployctl.journal import read as read_journal
 from deployctl.outcome_log import Answer, Boundary, Happened, Header, Line, Order, encode_header, encode_lines
-from deployctl.records import Arrivals, entries_of, size_of
+from deployctl.prediction_log import records_of, rollout_of
+from deployctl.records import Arrivals, Rows, entries_of, size_of
 from deployctl.statedir import ServiceHome
 
 NEVER = 1e15
 """When an outcome counts that was not admitted before the export: after its end."""
+
+MAX_LEFT_OVER = 10_000
+"""Texts of answers that no line will have (of copies that were lost, say) before they are looked for."""
+
+Call = tuple[int, int]
+"""What tells a request from all others."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Label:
     """A label that was joined: what it said, when, and as which one."""
 
-    label: str
+    text: str
     at: float
     number: int
+    wrong: dict[int, float]
+    """By arm."""
 
 
 def export(home: ServiceHome, rollout_id: str | None) -> Iterator[bytes]:
     """The log of a rollout (default: the last), in pieces. Raises InvalidError when there is none of that id."""
-    rollout, events = _rollout_of(home, rollout_id)
-    path = home.records / f"{rollout.id}.records"
+    rollout, events = rollout_of(home, rollout_id)
+    path = records_of(home, rollout)
     length = size_of(path)
     with_labels = any(METRICS[rule.name].source is Source.LABEL for rule in rollout.plan.metrics)
     labels, until = _labels_and_end(path, length, rollout, with_labels=with_labels)
     yield encode_header(_header(home.name, rollout, events, until))
-    yield from _lines(path, length, rollout, labels)
-
-
-def _rollout_of(home: ServiceHome, rollout_id: str | None) -> tuple[Rollout, list[Event]]:
-    events: dict[str, list[Event]] = {}
-    for record in read_journal(home.journal):
-        if record["type"] == "event":
-            body = {**record["event"], "seq": record["seq"], "wall": record["wall"]}
-            events.setdefault(record["rollout"], []).append(msgspec.convert(body, Event))
-    if not events:
-        raise InvalidError(f"{home.name} has had no rollout yet")
-    chosen = rollout_id or next(reversed(events))
-    if chosen not in events:
-        raise InvalidError(f"no rollout {chosen} of {home.name}; known: {', '.join(events)}")
-    rollout = start(chosen, events[chosen][0])
-    for event in events[chosen][1:]:
-        rollout = apply(rollout, event)
-    return rollout, events[chosen]
+    yield from _Lines(rollout, labels).of(path, length)
 
 
 def _header(service: str, rollout: Rollout, events: list[Event], until: float) -> Header:
@@ -97,73 +88,156 @@ def _order(event: Event) -> Order | None:
 
 def _labels_and_end(
     path: Path, length: int, rollout: Rollout, *, with_labels: bool
-) -> tuple[dict[int, _Label], float]:
-    """Labels by the serial number of their answer, and the last rollout time that was written down."""
-    labels: dict[int, _Label] = {}
-    until = 0.0
-    arrivals = Arrivals(rollout.plan.classes, with_labels=with_labels)
-    for entry in entries_of(path, length) if length else ():
+) -> tuple[dict[Call, _Label], float]:
+    """Labels by the request that they are of, and the last rollout time that was written down."""
+    plan, until = rollout.plan, 0.0
+    labels: dict[Call, _Label] = {}
+    arrivals = Arrivals(plan.classes, with_labels=with_labels, rules=plan.labels, human=plan.people_alone)
+    for entry in entries_of(path, length):
         until = max(until, entry.at)
-        if with_labels:
-            arrived = arrivals.fold(entry)
-            for serial, text in zip(arrived.labelled["number"].tolist(), arrived.texts, strict=True):
-                labels[serial] = _Label(text, entry.at, len(labels))
+        if not with_labels:
+            continue
+        arrived = arrivals.fold(entry)
+        for row, text in zip(arrived.labelled, arrived.texts, strict=True):
+            label = labels[_call(row)] = _Label(text, entry.at, len(labels), {})
+            label.wrong[int(row["arm"])] = float(row["wrong"])
+        pairs = arrived.labelled_pairs
+        for one, other, text in zip(pairs.baseline, pairs.candidate, arrived.pair_texts, strict=True):
+            label = labels.setdefault(_call(one), _Label(text, entry.at, len(labels), {}))
+            for row in (one, other):
+                label.wrong[int(row["arm"])] = float(row["wrong"])
     return labels, until
 
 
-def _lines(path: Path, length: int, rollout: Rollout, labels: dict[int, _Label]) -> Iterator[bytes]:
-    """The outcomes in the order in which they were admitted. One that is labelled, and not admitted yet, comes last."""
-    arrivals = Arrivals(rollout.plan.classes, with_labels=False)
-    waiting: dict[int, tuple[Columns, str | None, str | None]] = {}
-    last = 0.0
-    for entry in entries_of(path, length) if length else ():
-        arrived = arrivals.fold(entry)
-        rows = arrived.rows
+def _call(row: Columns) -> Call:
+    """With copies it is the request's number in its router, which they share; else its number among all."""
+    if row["copies"] or row["mirrored"]:
+        return int(row["router"]), int(row["serial"])
+    return -1, int(row["number"])
+
+
+@dataclass(slots=True)
+class _Told:
+    """A line that waits for its pair; `start` is on the router's clock."""
+
+    start: float
+    line: Line
+    call: Call
+
+
+class _Lines:
+    """The outcomes in the order in which they were admitted, with their pairs, which are admitted later."""
+
+    def __init__(self, rollout: Rollout, labels: dict[Call, _Label]) -> None:
+        self._plan = rollout.plan
+        self._labels = labels
+        self._texts: dict[int, tuple[Columns, str | None, str | None]] = {}
+        self._waiting: list[_Told] = []
+        self._open: dict[Call, Line] = {}
+        self._last = 0.0
+        self._kept = 0
+
+    def of(self, path: Path, length: int) -> Iterator[bytes]:
+        """All of these records. What is labelled, and not admitted yet, comes last."""
+        arrivals = Arrivals(self._plan.classes, with_labels=False)
+        for entry in entries_of(path, length):
+            arrived = arrivals.fold(entry)
+            self._remember(arrived.rows)
+            for row in arrived.outcomes:
+                self._tell(row, entry.at)
+            for one, other in zip(arrived.pairs.baseline, arrived.pairs.candidate, strict=True):
+                self._pair(one, other, entry.at)
+            yield self._ready(arrived.settled_until)
+        yield self._ready(math.inf)
+        labelled = {number for number, (row, _, _) in self._texts.items() if _call(row) in self._labels}
+        for number in sorted(labelled):
+            row = self._texts[number][0]
+            if not row["mirrored"]:
+                row["t"] = max(self._last, float(row["t"]))
+                self._tell(row, NEVER)
+        yield self._ready(math.inf)
+
+    def _remember(self, rows: Rows) -> None:
+        """Ids and predictions of answers that a line may be made of."""
         ids: list[str | None] = [*rows.ids] or [None] * len(rows.columns)
         predictions = rows.predictions or [None] * len(rows.columns)
-        waiting |= {
-            int(row["number"]): (row, one, prediction)
-            for row, one, prediction in zip(rows.columns, ids, predictions, strict=True)
-            if row["status"] < 400 or row["status"] >= CLIENT_LEFT
-        }
-        lines = []
-        for row in arrived.outcomes:
-            _, one, prediction = waiting.pop(int(row["number"]))
-            lines.append(_line(row, one, prediction, labels.get(int(row["number"])), entry.at))
-            last = lines[-1].t
-        if lines:
-            yield encode_lines(lines)
-    rest = [waiting[serial] for serial in sorted(labels.keys() & waiting.keys())]
-    for row, _, _ in rest:
-        row["t"] = last = max(last, float(row["t"]))
-    yield encode_lines(
-        [_line(row, one, said, labels[int(row["number"])], math.inf) for row, one, said in rest]
-    )
+        for row, one, said in zip(rows.columns, ids, predictions, strict=True):
+            if row["status"] < 400 or row["status"] >= CLIENT_LEFT or row["copies"] or row["mirrored"]:
+                self._texts[int(row["number"])] = (row, one, said)
 
+    def _tell(self, row: Columns, seen: float) -> Line:
+        """A line of the request's own answer."""
+        _, one, _ = self._texts[int(row["number"])]
+        line = Line(
+            t=float(row["t"]),
+            id=one,
+            key=f"#{int(row['key']).to_bytes(8, 'little').hex()}",
+            seen_t=seen,
+            split=int(row["split"]),
+        )
+        if (label := self._labels.get(_call(row))) is not None:
+            line.label, line.label_t, line.label_n = label.text, label.at, label.number
+        self._place(line, row)
+        place = bisect_right(self._waiting, line.t, key=lambda told: told.line.t)
+        self._waiting.insert(place, _Told(float(row["start"]), line, _call(row)))
+        if row["copies"]:
+            self._open[_call(row)] = line
+        return line
 
-def _line(
-    row: Columns, identity: str | None, prediction: str | None, label: _Label | None, seen: float
-) -> Line:
-    status, null = int(row["status"]), bool(row["null"])
-    said = prediction if prediction is not None or null else msgspec.UNSET
-    answer = Answer(
-        ok=status < 500,
-        latency_ms=float(f"{row['latency']:.9g}"),  # as many digits as a 32-bit float has
-        prediction=said,
-        status=status if status not in {200, 500} else None,
-        null=null if null != (status < 500 and said is None) else None,
-    )
-    line = Line(
-        t=float(row["t"]),
-        id=identity,
-        key=f"#{int(row['key']).to_bytes(8, 'little').hex()}",
-        seen_t=seen if seen < math.inf else NEVER,
-        split=int(row["split"]),
-    )
-    if label is not None:
-        line.label, line.label_t, line.label_n = label.label, label.at, label.number
-    if row["arm"] == 1:
-        line.candidate = answer
-    else:
-        line.baseline = answer
-    return line
+    def _pair(self, one: Columns, other: Columns, at: float) -> None:
+        """Both answers of a pair on the line of its request."""
+        line = self._open.get(_call(one))
+        if line is None:  # 4xx, which is no outcome: the pair alone is told
+            own = next((row for row in (one, other) if not row["mirrored"]), one)
+            line = self._tell(own, at)
+            self._open[_call(one)] = line
+        line.pair_t = at
+        if other["arm"] == 1 and not other["mirrored"]:
+            line.served = "candidate"
+        for row in (one, other):
+            if int(row["number"]) in self._texts:
+                self._place(line, row)
+
+    def _place(self, line: Line, row: Columns) -> None:
+        """An answer where it belongs on its line."""
+        arm, answer = int(row["arm"]), self._answer(row)
+        if arm == 0:
+            line.baseline = answer
+            return
+        if arm == 1:
+            line.candidate = answer
+        if self._plan.others:
+            name = self._plan.candidates[arm - 1].version
+            line.candidates = {**(line.candidates or {}), name: answer}
+
+    def _answer(self, row: Columns) -> Answer:
+        _, _, prediction = self._texts.pop(int(row["number"]))
+        status, null = int(row["status"]), bool(row["null"])
+        said = prediction if prediction is not None or null else msgspec.UNSET
+        label = self._labels.get(_call(row))
+        wrong = label.wrong.get(int(row["arm"])) if label is not None else None
+        follows = label is not None and wrong == float(said != label.text)
+        return Answer(
+            ok=status < 500,
+            latency_ms=float(f"{row['latency']:.9g}"),  # as many digits as a 32-bit float has
+            prediction=said,
+            status=status if status not in {200, 500} else None,
+            null=null if null != (status < 500 and said is None) else None,
+            wrong=None if follows else wrong,
+        )
+
+    def _ready(self, until: float) -> bytes:
+        """Lines whose pairs have come or never will. Where a late 4xx stands behind what was told already, its time follows."""
+        count = next((at for at, told in enumerate(self._waiting) if told.start >= until), len(self._waiting))
+        told, self._waiting = self._waiting[:count], self._waiting[count:]
+        for one in told:
+            one.line.t = self._last = max(self._last, one.line.t)
+            self._open.pop(one.call, None)
+        if len(self._texts) > 2 * self._kept + MAX_LEFT_OVER:
+            self._texts = {
+                number: text
+                for number, text in self._texts.items()
+                if not (text[0]["copies"] or text[0]["mirrored"]) or text[0]["start"] >= until
+            }
+            self._kept = len(self._texts)
+        return encode_lines([one.line for one in told])

@@ -31,7 +31,7 @@ _NAN = float("nan")
 
 class Answer(msgspec.Struct, omit_defaults=True, gc=False):
     """What one arm answered. `ok` is false for 5xx and time-outs; `status` is given where it is neither 200 nor 500, `null` where
-    it does not follow from a prediction that is null.
+    it does not follow from a prediction that is null, `wrong` (0 to 1) where it does not follow from prediction and label.
     """
 
     ok: bool
@@ -39,12 +39,16 @@ class Answer(msgspec.Struct, omit_defaults=True, gc=False):
     prediction: str | msgspec.UnsetType | None = msgspec.UNSET
     status: int | None = None
     null: bool | None = None
+    wrong: float | None = None
 
 
 class Line(msgspec.Struct, omit_defaults=True, gc=False):
     """One request: it began at `t`; its outcome was admitted at `seen_t`, its label (the `label_n`-th) came in at `label_t`.
 
     `split` is the split it was served under. A `key` of # and 16 hex digits is a hashed one, as exports have it.
+
+    A request that was copied has both arms; `pair_t` is when they were admitted as a pair, and `served` is "candidate" where the
+    baseline's answer is the copy. With several candidates `candidates` has all of them by version, and `candidate` is the first.
     """
 
     t: float
@@ -57,6 +61,9 @@ class Line(msgspec.Struct, omit_defaults=True, gc=False):
     label_n: int = 0
     seen_t: float = _NAN
     split: int = -1
+    candidates: dict[str, Answer] | None = None
+    pair_t: float = _NAN
+    served: str | None = None
 
 
 class Happened(msgspec.Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,21 +19,38 @@ def history(
     outcomes: Annotated[
         bool, typer.Option("--outcomes", help="The recorded outcomes of a rollout, as `replay` reads them.")
     ] = False,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions",
+            metavar="FILE",
+            help="Write every answer of every version, with what people said, into FILE.jsonl or FILE.parquet.",
+            show_default=False,
+        ),
+    ] = None,
     rollout: Annotated[
         str | None,
         typer.Option(
-            "--rollout", metavar="ID", help="Whose outcomes; default: the last rollout's.", show_default=False
+            "--rollout",
+            metavar="ID",
+            help="Whose outcomes or predictions; default: the last rollout's.",
+            show_default=False,
         ),
     ] = None,
     output: AsOutput = Output.TEXT,
 ) -> None:
     """Show what happened, by whom, and on what evidence."""
     service = find_service(name)
+    if outcomes and predictions is not None:
+        raise InvalidError("--outcomes and --predictions are two exports: ask for one of them")
     if outcomes:
         _export(service, rollout)
         return
+    if predictions is not None:
+        _export_predictions(service, rollout, predictions, output)
+        return
     if rollout is not None:
-        raise InvalidError("--rollout says whose outcomes are wanted: add --outcomes")
+        raise InvalidError("--rollout says whose outcomes are wanted: add --outcomes or --predictions FILE")
     document = service.get("/v1/history")
     if output is Output.JSON:
         show_document({"schema_version": 1, "service": service.name, **document})
@@ -51,6 +69,16 @@ def _export(service: Service, rollout: str | None) -> None:
     for piece in export(service.home, rollout):
         sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()
+
+
+def _export_predictions(service: Service, rollout: str | None, path: Path, output: Output) -> None:
+    from deployctl.prediction_export import export_predictions  # noqa: PLC0415 - as above
+
+    count = export_predictions(service.home, rollout, path)
+    if output is Output.JSON:
+        show_document({"schema_version": 1, "service": service.name, "file": str(path), "rows": count})
+    else:
+        note(f"{count} predictions written to {path}")
 
 
 def explain(

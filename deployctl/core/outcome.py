@@ -100,9 +100,13 @@ class Admission:
         self._watermarks.pop(router, None)
         return self._release(self._waiting)
 
+    @property
+    def until(self) -> float:
+        """Every outcome whose request started before this has been given."""
+        return min(self._watermarks.values(), default=np.inf)
+
     def _release(self, waiting: Columns) -> Columns:
-        until = min(self._watermarks.values(), default=np.inf)
-        ready = waiting["start"] < until
+        ready = waiting["start"] < self.until
         self._waiting = waiting[~ready]
         admitted = waiting[ready]
         return admitted[np.argsort(admitted["start"], kind="stable")]

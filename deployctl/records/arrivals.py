@@ -67,7 +67,8 @@ class Arrived:
 
     `outcomes` may be judged now, and so may `pairs`. `labelled` are answers to requests without copies that now have a label
     (`wrong`, and `null`: wrong by more than a half), `labelled_pairs` are pairs that have (`wrong` of both rows); `texts` and
-    `pair_texts` are what the labels say. `rows` are those of the batch that are of this rollout, copies among them.
+    `pair_texts` are what the labels say. `rows` are those of the batch that are of this rollout, copies among them. No pair will come
+    any more of a request that started before `settled_until` (the router's clock).
     """
 
     at: float
@@ -78,6 +79,7 @@ class Arrived:
     pairs: Pairs
     labelled_pairs: Pairs
     pair_texts: list[str]
+    settled_until: float
 
 
 class Arrivals:
@@ -102,6 +104,8 @@ class Arrivals:
         self._first_split: int | None = None
         self._count = 0
         self._routers: dict[str, int] = {}
+        self._began: dict[int, float] = {}
+        """When requests began, as their outcomes say, until their pairs say the same."""
         self._last = self._last_pair = 0.0
 
     def fold(self, entry: Entry) -> Arrived:
@@ -124,6 +128,8 @@ class Arrivals:
                 outcomes = self._admission.forget(router)
                 matched = self._matching.forget(router)
         outcomes["t"], self._last = _never_back(outcomes["t"], self._last)
+        copied = outcomes[outcomes["copies"] != 0]
+        self._began |= zip(copied["number"].tolist(), copied["t"].tolist(), strict=True)
         pairs = self._paired(matched)
         labels = entry.batch.labels if isinstance(entry, Intake) and self._with_labels else []
         self.join.join(labels)
@@ -137,6 +143,7 @@ class Arrivals:
             pairs=pairs,
             labelled_pairs=Pairs(judged.baseline, judged.candidate),
             pair_texts=judged.pair_texts,
+            settled_until=self._matching.until,
         )
 
     def _of_rollout(self, entry: Intake) -> Rows:
@@ -159,7 +166,9 @@ class Arrivals:
         if not len(matched.requests):
             return NO_PAIRS
         rows = matched.rows
-        t, self._last_pair = _never_back(matched.requests["t"], self._last_pair)
+        own = zip(matched.requests["number"].tolist(), matched.requests["t"].tolist(), strict=True)
+        began = np.array([self._began.pop(number, t) for number, t in own])
+        t, self._last_pair = _never_back(began, self._last_pair)
         rows["t"] = np.repeat(t, matched.counts)
         self.join.complete(matched.requests, rows, matched.counts)
         of_baseline = np.repeat(np.cumsum(matched.counts) - matched.counts, matched.counts)
@@ -187,6 +196,11 @@ class Matching:
     def __init__(self, left_out: LeftOut) -> None:
         self._left_out = left_out
         self._admission = Admission(SEEN)
+
+    @property
+    def until(self) -> float:
+        """Every request that started before this has been matched."""
+        return self._admission.until
 
     def add(self, router: str, rows: Columns, watermark: float) -> Matched:
         """The requests that are complete now."""

@@ -56,3 +56,14 @@ def test_an_unknown_rollout_names_the_known_ones(box):
     assert box.run("canary", "ramp", box.manifest(), "--detach").code == 0
     box.run("history", NAME, "--outcomes", "--rollout", "m-9-beef").refused(2, "m-9-beef", "m-1-")
     box.run("history", NAME, "--rollout", "m-9-beef").refused(2, "--outcomes")
+
+
+def test_predictions_are_written_to_a_file_while_the_service_runs(box):
+    box.up()
+    file = box.folder / "predictions.jsonl"
+    assert box.run("canary", "ramp", box.manifest(), "--detach").code == 0
+    box.run("history", NAME, "--predictions", file.with_suffix(".csv")).refused(2, ".jsonl, .parquet")
+    box.run("history", NAME, "--predictions", file, "--outcomes").refused(2, "one of them")
+    answer = box.run("history", NAME, "--predictions", file, "-o", "json")
+    assert answer.code == 0, answer
+    assert json.loads(answer.out)["rows"] == len(file.read_text().splitlines())
