@@ -1,7 +1,5 @@
 """Labels meet answers by request id: every label ends in one count, and what people say decides by the rules of the manifest."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from copies_rig import Intakes, Row
@@ -271,9 +269,3 @@ def test_a_table_of_ids_finds_what_was_added_also_where_hashes_meet(pieces):
         known |= dict(zip(new, places.tolist(), strict=True))
         asked = [*known, 0xFFFF]
         assert table.find(np.array(asked, np.uint64)).tolist() == [*known.values(), -1]
-
-
-def test_counting_votes_is_what_a_counter_would_say():
-    said = "7737"
-    seen = answers(Row("a", prediction="7"), rules=LabelRules("soft", 4))
-    assert labelled(seen, *people(*said)) == [1 - Counter(said)["7"] / 4]
