@@ -15,5 +15,5 @@ def shadow(
     rollback_on_cancel: RollbackOnCancel = False,
     output: AsOutput = Output.TEXT,
 ) -> int:
-    """Compare the candidate on copies of the traffic; use its answers for nothing."""
+    """Compare on copies of the traffic; nothing is decided by it."""
     return begin(file, "shadow", Wanted(up, timeout, None, detach, rollback_on_cancel, output))
