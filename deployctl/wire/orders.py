@@ -14,6 +14,7 @@ from typing import Annotated
 
 import msgspec
 
+from deployctl.core.label import Label
 from deployctl.core.plan import Split
 
 MAX_MESSAGE = 64 * 1024 * 1024
@@ -60,14 +61,8 @@ class ReadBack(msgspec.Struct, tag="read_back", frozen=True):
     refused: str | None = None
 
 
-class LabelRow(msgspec.Struct, frozen=True):
-    """One human label as it was posted."""
-
-    id: str
-    label: str
-    annotator: str | None = None
-    at: str | None = None
-    shown: bool | None = None
+LabelRow = Label
+"""One human label as it was posted."""
 
 
 class LabelPost(msgspec.Struct, frozen=True):
