@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "journal": ({"core", "errors", "durable"}, set()),
     "statedir": ({"core", "errors", "durable"}, set()),
     "store": ({"core", "errors", "durable"}, set()),
-    "labels": ({"core", "errors"}, {"msgspec"}),
+    "labels": ({"core", "errors", "durable"}, {"msgspec"}),
     # a batch is admitted in the form in which it crossed the wire
     "records": ({"core", "errors", "durable", "wire.orders"}, {"msgspec", "numpy"}),
     "outcome_log": ({"core", "errors"}, {"msgspec", "numpy"}),
