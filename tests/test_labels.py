@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployctl.core.label import Label
@@ -80,7 +80,7 @@ def test_an_empty_file_has_no_labels():
     [
         (b'{"id": "a", "label": "\xff"}\n', "byte 23 is not UTF-8"),
         (b'{"id": "a", "label"\n', "truncated"),
-        (b'{"id": "a", "label": "\\ud800"}\n', "JSON is malformed"),
+        (b'{"id": "a", "label": "\\ud800"}\n', "truncated"),
         (b"[1, 2]\n", "a JSON object"),
         (b'{"id": ["a"], "label": "7"}\n', "must be text, not list"),
         (b'{"id": "a", "label": 7.5}\n', "'label' must be text, not float"),
@@ -422,6 +422,7 @@ def test_what_was_written_is_read_again(labels, written):
     assert read(written(labels))[0] == labels
 
 
+@settings(max_examples=40)
 @given(
     labels=LABELS,
     written=st.sampled_from([as_jsonl, as_csv]),
@@ -469,3 +470,156 @@ def test_a_hundred_thousand_lines_need_no_more_memory_than_one(tmp_path: Path):
     tracemalloc.stop()
     assert count == 100_000
     assert peak < 2 * 2**20 < path.stat().st_size
+
+
+# ── a watched folder ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def watched(tmp_path):
+    path = tmp_path / "watched"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, watched):
+    return Folder(watched, tmp_path / "memory", Wanted())
+
+
+def ids(labels) -> list[str]:
+    return [label.id for label in labels]
+
+
+def row(request) -> str:
+    return json.dumps({"id": request, "label": "7"}) + "\n"
+
+
+def test_half_a_line_waits_for_its_other_half(folder, watched):
+    (watched / "a.jsonl").write_text(row("a") + row("b")[:9])
+    assert ids(folder.poll()) == ["a"]
+    with (watched / "a.jsonl").open("a") as file:
+        file.write(row("b")[9:])
+    assert ids(folder.poll()) == ["b"]
+    assert folder.notes() == []
+
+
+def test_a_half_line_that_nobody_finishes_is_spoken_of_once(folder, watched):
+    (watched / "a.jsonl").write_text(row("a") + row("b")[:9])
+    folder.now = lambda: (watched / "a.jsonl").stat().st_mtime + 60
+    folder.poll()
+    folder.poll()
+    (note,) = folder.notes()
+    assert "a.jsonl: line 2: the last row is not finished" in note
+
+
+def test_a_document_is_taken_when_it_is_whole(folder, watched):
+    text = studio(task("a", annotation("7")))
+    (watched / "export.json").write_text(text[:100])
+    assert folder.poll() == []
+    (watched / "export.json").write_text(text)
+    assert ids(folder.poll()) == ["a"]
+    assert folder.poll() == []
+
+
+@pytest.mark.parametrize(
+    "after",
+    [row("c"), row("c") + row("d") + row("e"), row("c") + row("b") + row("d")],
+    ids=["shorter", "longer", "the same beginning gone"],
+)
+def test_a_file_that_was_truncated_or_replaced_is_read_again_and_that_is_said(folder, watched, after):
+    path = watched / "a.jsonl"
+    path.write_text(row("a") + row("b"))
+    assert ids(folder.poll()) == ["a", "b"]
+    path.write_text(after)
+    assert ids(folder.poll()) == [json.loads(line)["id"] for line in after.splitlines()]
+    assert ["truncated or replaced" in note for note in folder.notes()] == [True]
+    assert folder.counts.replaced == 1
+
+
+def test_another_file_of_the_same_name_is_another_file(folder, watched):
+    path, other = watched / "a.jsonl", watched / ".new"
+    path.write_text(row("a"))
+    folder.poll()
+    other.write_text(row("a"))
+    other.rename(path)
+    assert ids(folder.poll()) == ["a"]
+    assert folder.counts.replaced == 1
+
+
+def test_a_restart_goes_on_where_it_was_and_an_unremembered_poll_comes_again(folder, watched, tmp_path):
+    path = watched / "a.csv"
+    path.write_text("id,label\na,7\n")
+    folder.poll()
+    folder.remember()
+    with path.open("a") as file:
+        file.write("b,7\n")
+    again = Folder(watched, tmp_path / "memory", Wanted())
+    assert ids(again.poll()) == ["b"]
+    assert ids(Folder(watched, tmp_path / "memory", Wanted()).poll()) == ["b"]
+
+
+def test_a_memory_that_is_damaged_costs_a_second_reading_and_no_label(folder, watched, tmp_path):
+    (watched / "a.jsonl").write_text(row("a"))
+    (tmp_path / "memory").write_text("{")
+    again = Folder(watched, tmp_path / "memory", Wanted())
+    assert ids(again.poll()) == ["a"]
+    assert "read again" in again.notes()[0]
+
+
+def test_what_is_wrong_with_one_file_is_said_once_and_not_in_the_way_of_the_others(folder, watched, tmp_path):
+    import os
+
+    (watched / "a.jsonl").write_bytes(row("a").encode() + b"\xff\n" + row("b").encode())
+    (watched / "b.jsonl").write_text(row("c") + "x" * (MAX_LINE + 10))
+    (watched / "c.json").write_text(studio(task(None, annotation("7"))))
+    (watched / "d.txt").write_text("nothing that we know\n")
+    (watched / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    (watched / "sub").mkdir()
+    os.mkfifo(watched / "pipe")
+    for name in (".hidden", "a.tmp", "a.jsonl~"):
+        (watched / name).write_text(row("never"))
+    (watched / "z.jsonl").write_text(row("z"))
+    assert ids(folder.poll()) == ["a", "b", "c", "z"]
+    notes = folder.notes()
+    for words in (
+        "a.jsonl: line 2: byte 1 is not UTF-8",
+        "b.jsonl: line 2: more than",
+        "c.json: no task has",
+        "d.txt: line 1",
+    ):
+        assert sum(words in note for note in notes) == 1, words
+    assert len(notes) == 4
+    assert folder.poll() == []
+    assert folder.notes() == []
+    assert folder.counts.skipped == {"unreadable": 1}
+    assert folder.counts.refused_files == 3
+
+
+def test_a_file_that_vanishes_is_forgotten_and_a_folder_that_does_is_spoken_of(folder, watched):
+    (watched / "a.jsonl").write_text(row("a") + "{")
+    folder.poll()
+    (watched / "a.jsonl").unlink()
+    assert folder.poll() == []
+    assert folder.counts.vanished == 1
+    watched.rmdir()
+    assert folder.poll() == []
+    assert [
+        "it is gone" in folder_note or "cannot be looked into" in folder_note
+        for folder_note in folder.notes()
+    ] == [
+        True,
+        True,
+    ]
+
+
+def test_a_poll_gives_no_more_than_it_may_and_a_long_file_does_not_starve_the_rest(folder, watched):
+    (watched / "a.jsonl").write_text("".join(row(f"a{number}") for number in range(50)))
+    (watched / "b.jsonl").write_text(row("b"))
+    first, second = folder.poll(10), folder.poll(10)
+    assert len(first) == len(second) == 10
+    assert "b" in ids(second)
+    got = [*first, *second]
+    while folder.more:
+        got += folder.poll(10)
+    assert len(set(ids(got))) == len(got) == 51

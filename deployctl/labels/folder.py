@@ -78,7 +78,7 @@ class Counts:
     skipped: dict[str, int] = field(default_factory=dict)
     replaced: int = 0
     vanished: int = 0
-    refused: int = 0
+    refused_files: int = 0
 
 
 class Folder:
@@ -122,11 +122,11 @@ class Folder:
             if len(labels) >= limit or left <= 0 or self._pending:
                 self._more = True
                 break
-            self._last = name
-            found, read = self._look(name, limit - len(labels), left)
+            self._last, room = name, limit - len(labels)
+            found, read = self._look(name, room, left)
             left -= read
-            labels += found[: limit - len(labels)]
-            self._pending = found[limit - len(labels) :] if len(found) > limit - len(labels) else []
+            labels += found[:room]
+            self._pending = found[room:]
         self.counts.labels += len(labels)
         return labels
 
@@ -219,7 +219,7 @@ class Folder:
             if source is not None and source.reads_whole:
                 labels = self._document(file, place, source)
             elif source is not None:
-                labels = self._rows(file, place, source, room, left)
+                self._rows(file, place, source, labels, room, left)
             else:
                 place.idle = True
         except UnfinishedError as error:
@@ -227,7 +227,7 @@ class Folder:
             self._if_quiet(path, place, str(error))
         except BadFileError as error:
             place.idle = True
-            self.counts.refused += 1
+            self.counts.refused_files += 1
             self._note(f"{path}: {error}; nothing more of it is read until it changes")
         else:
             if place.idle and place.offset < place.size:
@@ -270,9 +270,10 @@ class Folder:
         found, place.offset = source.take(data, ended=True, room=0)
         return [label for label, _ in found]
 
-    def _rows(self, file: BinaryIO, place: Place, source: Source, room: int, left: int) -> list[Label]:
-        """The whole rows that are new, as far as room and bytes reach."""
-        labels: list[Label] = []
+    def _rows(
+        self, file: BinaryIO, place: Place, source: Source, labels: list[Label], room: int, left: int
+    ) -> None:
+        """Add the labels of the whole rows that are new, as far as room and bytes reach, also when BadFileError ends it."""
         data = bytearray()
         file.seek(place.offset)
         budget = left
@@ -291,7 +292,6 @@ class Folder:
                 break
         else:
             self._more = True
-        return labels
 
     def _if_quiet(self, path: Path, place: Place, why: str) -> None:
         if self.now() - place.changed / 1e9 >= QUIET_SECONDS:

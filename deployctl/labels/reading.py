@@ -43,6 +43,10 @@ class Reading:
         except BadFileError as error:
             raise BadFileError(f"{self._name}: {error}") from error
 
+    def place(self, number: int) -> str:
+        """Where a label stands, in words."""
+        return f"{'task' if self.format and self.format.startswith('label-studio') else 'line'} {number}"
+
     def _read(self) -> Iterator[Found]:
         read = getattr(self._stream, "read1", self._stream.read)  # what a pipe has now, not what it will have
         data, ended = bytearray(), False
@@ -64,6 +68,19 @@ class Reading:
             return None
         self.format = kind.name
         return kind(self._wanted, self.tally)
+
+
+def as_documents(found: list[Found]) -> list[dict[str, object]]:
+    """Labels as JSON objects in the form in which they are posted."""
+    names = ("id", "label", "annotator", "at", "shown")
+    return [
+        {name: said for name in names if (said := getattr(label, name)) is not None} for label, _ in found
+    ]
+
+
+def size_of(found: Found) -> int:
+    """Bytes of a label as JSON, and of the comma after it."""
+    return len(msgspec.json.encode(found[0])) + 1
 
 
 def source_called(name: str) -> type[Source]:

@@ -53,6 +53,8 @@ class JsonLines:
         while len(found) < room and used < len(data):
             end = data.find(b"\n", used)
             if (len(data) if end < 0 else end) - used > MAX_LINE:
+                if found:
+                    break  # what stands before it counts
                 raise endless(self.line)
             if end < 0 and not ended:
                 break
@@ -167,31 +169,39 @@ class Csv:
             if not self._columns:
                 self._delimiter = _delimiter(data, used)
             try:
-                row = self._row(lines)
-                if row is None:
-                    break
-                if row and not self._columns:
-                    self._take_header(row)
-                elif row:
-                    self._tally.read += 1
-                    found.append((self._label(row), self.line))
+                whole = self._step(lines, found)
             except _EndlessError:
-                raise endless(self.line) from None
-            except NoLabelError as none:
-                self._tally.skip(str(none))
-            except (csv.Error, ValueError) as error:
-                if lines.waits:
-                    break
-                self._tally.read += 0 if isinstance(error, _CellError) else 1
-                half = (
-                    "; the last row is not finished: is the file still being written?"
-                    if lines.open_end
-                    else ""
-                )
-                self._tally.bad(f"line {self.line}", f"{_why(error)}{half}")
+                if not found:  # what stands before it counts
+                    raise endless(self.line) from None
+                whole = False
+            if not whole:
+                break
             used = lines.at
             self.line += lines.count
         return found, used
+
+    def _step(self, lines: _Lines, found: list[Found]) -> bool:
+        """Read one row and add its label; False where no whole one is there."""
+        try:
+            row = self._row(lines)
+            if row is None:
+                return False
+            if row and not self._columns:
+                self._take_header(row)
+            elif row:
+                self._tally.read += 1
+                found.append((self._label(row), self.line))
+        except NoLabelError as none:
+            self._tally.skip(str(none))
+        except (csv.Error, ValueError) as error:
+            if lines.waits:
+                return False
+            self._tally.read += 0 if isinstance(error, _CellError) else 1
+            half = (
+                "; the last row is not finished: is the file still being written?" if lines.open_end else ""
+            )
+            self._tally.bad(f"line {self.line}", f"{_why(error)}{half}")
+        return True
 
     def _row(self, lines: _Lines) -> list[str] | None:
         """The next row, [] for an empty line, None where no whole one is there."""
