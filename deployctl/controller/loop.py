@@ -27,6 +27,7 @@ from deployctl.core.service import Service, serve, with_event
 from deployctl.core.verdict import Result, Verdict
 from deployctl.errors import IntegrityError, UnavailableError
 from deployctl.records import (
+    LABELS,
     Began,
     Clock,
     Entry,
@@ -34,12 +35,13 @@ from deployctl.records import (
     Intake,
     Records,
     Rows,
+    labels_alone,
     rows_of,
     without_texts,
 )
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
-from deployctl.wire.orders import Batch, Upstream
+from deployctl.wire.orders import Batch, LabelRow, Upstream
 
 TICK_SECONDS = 0.05
 """The timer is only the fallback: dwell times end, workers become ready, a router is lost."""
@@ -126,6 +128,8 @@ class Controller:
         self.workers: Versions
         self.service: Service | None = None
         self.spec: dict[str, Any] = {}
+        self.label_files: dict[str, Any] | None = None
+        """The folder of label files, as the newest manifest in force has it."""
         self.name = home.name
         self.events: dict[str, list[Event]] = {}
         self.baseline = Baseline()
@@ -144,6 +148,7 @@ class Controller:
         self._seen_batches: dict[str, int] = {}
         self._predictions: dict[str, dict[str, Any] | None] = {}
         self._serving: dict[str, str] = {}
+        self._unwritten = 0
         self._lingering: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}
         self._checkpoint = 0.0
@@ -182,6 +187,8 @@ class Controller:
     def _fold_prediction(self, record: Mapping[str, Any]) -> None:
         for digest in record.get("digests", ()):
             self._predictions[digest] = record["prediction"]
+        if "labels" in record:
+            self.label_files = record["labels"]
 
     def _fold_event(self, rollout_id: str, event: Event) -> None:
         assert self.service is not None
@@ -204,7 +211,7 @@ class Controller:
             if isinstance(entry, Intake):
                 self._seen_batches[entry.router] = entry.batch.number
         self._take_course(rollout, last)
-        self._unheard, self._resumed_at = set(self._seen_batches), self.clock.now
+        self._unheard, self._resumed_at = set(self._seen_batches) - {LABELS}, self.clock.now
         self._begin_step_if_new(rollout)
 
     def _take_course(self, rollout: Rollout, at: float) -> None:
@@ -219,7 +226,12 @@ class Controller:
     # ── recording ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def record_served(
-        self, spec: dict[str, Any], version: Version, prediction: dict[str, Any] | None, manifest: str
+        self,
+        spec: dict[str, Any],
+        version: Version,
+        prediction: dict[str, Any] | None,
+        manifest: str,
+        labels: dict[str, Any] | None = None,
     ) -> None:
         """The service starts, or starts again with another `spec.service`: written down first."""
         record = {
@@ -230,6 +242,7 @@ class Controller:
             "prediction": prediction,
             "digests": [version.digest],
             "manifest": manifest,
+            "labels": labels,
         }
         self._seq = self.journal.append(record)
         self._fold_served({**record, "seq": self._seq})
@@ -240,6 +253,7 @@ class Controller:
         event: Event,
         manifest: str | None = None,
         prediction: dict[str, Any] | None = None,
+        labels: dict[str, Any] | None = None,
     ) -> Event:
         """Legal? → written and fsynced → the state moves. Raises IllegalEventError and UnavailableError, nothing changed."""
         assert self.service is not None
@@ -254,6 +268,8 @@ class Controller:
                 if version != HUMAN
             ]
             record |= {"manifest": manifest, "prediction": prediction, "digests": digests}
+            if manifest is not None:  # a rollback by hand has none, and leaves the folder as it is
+                record["labels"] = labels
         self._seq = self.journal.append(record)
         if self._seq != event.seq:
             raise IntegrityError(f"the journal gave number {self._seq} to event {event.seq}")
@@ -325,6 +341,25 @@ class Controller:
             self._know(Intake(router, at, batch), rows)
         self.wake()
 
+    def on_labels(self, labels: list[LabelRow]) -> dict[str, int]:
+        """Labels that no router posted: taken in like a router's, so that they are in the records and a replay sees them.
+
+        Gives how the counts of labels moved; `unused` are labels that nothing in the running rollout asks for. Raises
+        UnavailableError when they cannot be written down.
+        """
+        seen = self.observation if self._judging else None
+        if seen is not None and not seen.uses_labels:
+            return {"unused": len(labels)}
+        counted: Observation | Baseline = seen or self.baseline  # these labels may be what ends the rollout
+        before, lost = counted.labels, self._unwritten
+        number = self._seen_batches.get(LABELS, 0) + 1
+        self.on_batch(LABELS, labels_alone(labels, number, self.monotonic()))
+        if self._unwritten > lost:
+            raise UnavailableError(
+                "the labels cannot be written down: look at the disk, then send them again"
+            )
+        return {name: count - before[name] for name, count in counted.labels.items()}
+
     def on_router_gone(self, router: str) -> None:
         """Nothing of a lost router is in flight any more."""
         self._lose(router)
@@ -348,6 +383,7 @@ class Controller:
             self._records.append(entry)
         except UnavailableError:
             # What is not written down does not count: evidence can only be less than it was.
+            self._unwritten += 1
             self.left_out += len(entry.batch.arm) if isinstance(entry, Intake) else 0
             return
         self.observation.fold(entry)

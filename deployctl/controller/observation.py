@@ -96,6 +96,12 @@ class Baseline:
     _last_label: float = 0.0
 
     @property
+    def labels(self) -> dict[str, int]:
+        """What became of the labels that came in before there was a rollout to use them."""
+        counts = self._join.counts
+        return {name: getattr(counts, name) for name in counts.__slots__}
+
+    @property
     def known(self) -> int:
         """How many of its answers are known."""
         return self._count

@@ -1,12 +1,13 @@
 """Outcomes and labels as the controller took them in, written before they count; pairs of answers; and the join of labels."""
 
 from deployctl.records.arrivals import Arrivals, Arrived, LeftOut, Pairs
-from deployctl.records.entries import Began, Clock, Entry, Gone, Intake
+from deployctl.records.entries import LABELS, Began, Clock, Entry, Gone, Intake, labels_alone
 from deployctl.records.file import MAX_BYTES, Records, entries_of, read, segments_of, size_of
 from deployctl.records.join import MAX_EARLY_LABELS, MAX_JOINABLE, LabelCounts, LabelJoin
 from deployctl.records.rows import ROW, SEEN, Rows, rows_of, text_hash, without_texts
 
 __all__ = [
+    "LABELS",
     "MAX_BYTES",
     "MAX_EARLY_LABELS",
     "MAX_JOINABLE",
@@ -27,6 +28,7 @@ __all__ = [
     "Rows",
     "entries_of",
     "read",
+    "labels_alone",
     "rows_of",
     "segments_of",
     "size_of",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deployctl.core.outcome import CLIENT_LEFT, Admission, Columns, Flags, scored
 from deployctl.core.plan import LabelRules
-from deployctl.records.entries import Began, Entry, Gone, Intake
+from deployctl.records.entries import LABELS, Began, Entry, Gone, Intake
 from deployctl.records.join import LabelJoin
 from deployctl.records.rows import SEEN, Rows, rows_written
 
@@ -115,7 +115,7 @@ class Arrivals:
         match entry:
             case Began(split=split):
                 self._first_split = split if self._first_split is None else self._first_split
-            case Intake(router=router, batch=batch):
+            case Intake(router=router, batch=batch) if router != LABELS:
                 rows = self._of_rollout(entry)
                 original = rows.columns["mirrored"] == 0
                 outcomes = self._admission.add(router, scored(rows.columns[original]), batch.watermark)

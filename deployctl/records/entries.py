@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import msgspec
 
-from deployctl.wire.orders import Batch
+from deployctl.wire.orders import Batch, LabelRow
+
+LABELS = "labels"
+"""Whom labels come from that no router posted (`deployctl labels add`, a watched folder): it carries no requests, so its
+watermark holds nothing back.
+"""
 
 
 class Began(msgspec.Struct, tag="began", frozen=True):
@@ -54,3 +59,8 @@ def encode(entry: Entry) -> bytes:
 def decode(body: bytes) -> Entry:
     """The entry of these bytes."""
     return _decoder.decode(body)
+
+
+def labels_alone(labels: list[LabelRow], number: int, now: float) -> Batch:
+    """Labels as a batch without requests; `now` (CLOCK_MONOTONIC seconds) is when they came."""
+    return Batch(number, now, [], *(b"",) * 8, prediction=[], labels=labels)
