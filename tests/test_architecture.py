@@ -74,8 +74,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"core", "errors", "journal", "statedir", "store", "traffic", "wire"},
         {"uvloop"},
     ),
-    # tells the manifest loader which engines there are
-    "controller.commands": ({"core", "errors", "manifest", "traffic"}, set()),
+    # tells the manifest loader which engines and label sources there are
+    "controller.commands": ({"core", "errors", "labels", "manifest", "traffic"}, set()),
     "supervisor": ({"errors", "statedir"}, set()),
     "views": ({"core"}, {"rich"}),
     "cli": ({"*"}, {"typer", "click", "rich", "httpx", "numpy"}),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def read_manifest(file: str) -> Manifest:
     """The manifest in this file; raises InvalidError when it cannot be read, or with every problem that it has."""
     from deployctl.core.metrics import METRICS  # noqa: PLC0415 - numpy and pydantic models: --help does without
+    from deployctl.labels import LABEL_SOURCES  # noqa: PLC0415 - as above
     from deployctl.manifest.load import load  # noqa: PLC0415 - as above
     from deployctl.manifest.loader import MAX_BYTES  # noqa: PLC0415 - as above
     from deployctl.traffic import BACKENDS  # noqa: PLC0415 - as above
@@ -24,4 +25,4 @@ def read_manifest(file: str) -> Manifest:
             text = opened.read(MAX_BYTES + 1)  # one more than allowed, so that the loader sees it is too long
     except OSError as error:
         raise InvalidError(f"{file}: cannot be read: {error.strerror or error}") from error
-    return load(text, file, engines=BACKENDS, metrics=METRICS, base=path.parent)
+    return load(text, file, engines=BACKENDS, metrics=METRICS, base=path.parent, label_sources=LABEL_SOURCES)

@@ -27,8 +27,17 @@ from deployctl.errors import (
     UnconfirmedError,
     error_for,
 )
+from deployctl.labels import LABEL_SOURCES
 from deployctl.manifest.apart import read_apart
-from deployctl.manifest.manifest import LogRules, Manifest, ModelRef, differing_keys, plan, service_spec
+from deployctl.manifest.manifest import (
+    LogRules,
+    Manifest,
+    ModelRef,
+    differing_keys,
+    label_files,
+    plan,
+    service_spec,
+)
 from deployctl.traffic import BACKENDS
 
 LOAD_SECONDS = 60.0
@@ -107,10 +116,17 @@ class Commands:
         spec = service_spec(manifest)
         if controller.service is None:
             await self._first_up(manifest, spec)
-        elif spec != controller.spec:
+        elif spec != controller.spec or self._watches_another_folder(manifest):
             live = controller.service.live
             assert live is not None
-            controller.record_served(spec, live, controller.prediction_of(live), manifest.text)
+            prediction = controller.prediction_of(live)
+            controller.record_served(spec, live, prediction, manifest.text, label_files(manifest))
+
+    def _watches_another_folder(self, manifest: Manifest) -> bool:
+        """Between rollouts the folder of `up` counts; a running rollout keeps its own."""
+        controller = self._controller
+        assert controller.service is not None
+        return controller.service.running is None and label_files(manifest) != controller.label_files
 
     async def _first_up(self, manifest: Manifest, spec: dict[str, Any]) -> None:
         controller = self._controller
@@ -119,7 +135,7 @@ class Commands:
         prediction = _prediction(manifest)
         controller.remember_prediction(baseline, prediction)
         await self._loaded(baseline, "baseline")
-        controller.record_served(spec, baseline, prediction, manifest.text)
+        controller.record_served(spec, baseline, prediction, manifest.text, label_files(manifest))
 
     async def up_again(self, text: str, path: Path) -> str:
         """`up` of a service that runs: nothing to do when `spec.service` is the same. Raises ConflictError otherwise."""
@@ -151,7 +167,7 @@ class Commands:
             try:
                 for candidate in candidates:
                     await self._check_candidate(baseline, candidate)
-                rollout = self._begin(desired, by, "", text, _prediction(manifest))
+                rollout = self._begin(desired, by, "", text, _prediction(manifest), label_files(manifest))
             except BaseException:
                 for take_back in undo:
                     take_back()
@@ -260,7 +276,13 @@ class Commands:
             )
 
     def _begin(
-        self, desired: Plan, by: str, reason: str, manifest: str | None, prediction: dict[str, Any] | None
+        self,
+        desired: Plan,
+        by: str,
+        reason: str,
+        manifest: str | None,
+        prediction: dict[str, Any] | None,
+        labels: dict[str, Any] | None = None,
     ) -> Rollout:
         controller = self._controller
         assert controller.service is not None
@@ -273,7 +295,7 @@ class Commands:
         number = len(controller.service.rollouts) + 1
         rollout_id = f"{controller.name}-{number}-{self.token()}"
         started = Event(0, Kind.STARTED, 0.0, by, Cause.PERSON, reason, plan=desired)
-        controller.record(rollout_id, started, manifest=manifest, prediction=prediction)
+        controller.record(rollout_id, started, manifest=manifest, prediction=prediction, labels=labels)
         return controller.last
 
     async def rollback(self, by: str, reason: str, to: str | None) -> Changed:
@@ -443,7 +465,9 @@ def _needs_reason(reason: str) -> None:
 
 async def read_manifest(text: bytes, path: Path) -> Manifest:
     """The manifest of these bytes, with the names that this build knows. Raises InvalidError with every problem."""
-    return await read_apart(text, path, engines=tuple(BACKENDS), metrics=tuple(METRICS))
+    return await read_apart(
+        text, path, engines=tuple(BACKENDS), metrics=tuple(METRICS), label_sources=tuple(LABEL_SOURCES)
+    )
 
 
 def signature_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:

@@ -19,10 +19,16 @@ READ_SECONDS = 30.0
 
 
 async def read_apart(
-    text: bytes, source: Path, *, engines: Collection[str], metrics: Collection[str]
+    text: bytes,
+    source: Path,
+    *,
+    engines: Collection[str],
+    metrics: Collection[str],
+    label_sources: Collection[str],
 ) -> Manifest:
     """As `load.load`, in a child process. Raises InvalidError with every problem, UnavailableError when no child can run."""
-    known = json.dumps({"source": str(source), "engines": list(engines), "metrics": list(metrics)})
+    names = {"engines": list(engines), "metrics": list(metrics), "label_sources": list(label_sources)}
+    known = json.dumps({"source": str(source), **names})
     try:
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", __name__, known),
@@ -56,6 +62,7 @@ def main() -> int:
             str(source),
             engines=known["engines"],
             metrics=known["metrics"],
+            label_sources=known["label_sources"],
             base=source.parent,
         )
     except InvalidError as error:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deployctl.core.plan import Holdback, MetricRule, OnInconclusive
+from deployctl.core.plan import Holdback, LabelRules, MetricRule, OnInconclusive
 from deployctl.core.strategies import Canary, CanaryStep, Shadow
 from deployctl.manifest import schema
 from deployctl.manifest.loader import BrokenYamlError, Mark, Tree, read_yaml
 from deployctl.manifest.manifest import (
+    LabelFiles,
     LogRules,
     Manifest,
     ModelRef,
@@ -59,9 +60,16 @@ TOLERANCE_ABSOLUTE_LATENCY_MS = 5.0
 
 
 def load(
-    text: bytes, source: str, *, engines: Collection[str], metrics: Collection[str], base: Path
+    text: bytes,
+    source: str,
+    *,
+    engines: Collection[str],
+    metrics: Collection[str],
+    base: Path,
+    label_sources: Collection[str] | None = None,
 ) -> Manifest:
-    """The manifest that this text is. `source` is how its name is printed, `base` where its paths start.
+    """The manifest that this text is. `source` is how its name is printed, `base` where its paths start. Names of label sources
+    that are not told are not checked.
 
     Raises ManifestError with every problem at once; where the YAML itself is broken, only with that one.
     """
@@ -71,7 +79,7 @@ def load(
         raise ManifestError([_problem(source, error.mark, error.message)]) from error
     found, document = list(tree.problems), None
     if isinstance(tree.value, dict):
-        more, document = _checked(tree, {"engine": engines, "metric": metrics})
+        more, document = _checked(tree, {"engine": engines, "metric": metrics, "label format": label_sources})
         found += more
     elif not found:
         found.append((tree.at_value(()), _no_mapping(tree)))
@@ -81,12 +89,12 @@ def load(
 
 
 def _checked(
-    tree: Tree, known: dict[str, Collection[str]]
+    tree: Tree, known: dict[str, Collection[str] | None]
 ) -> tuple[list[tuple[Mark, str]], schema.Document | None]:
     """What the schema and the rules find; both always run."""
     broken = list(missing_values(tree))
     tree.unread.update(finding.path for finding in broken)
-    broken += broken_rules(tree, known["metric"])
+    broken += broken_rules(tree, known["metric"] or ())
     found = [
         (tree.at_key(one.path) if one.at_key else tree.at_value(one.path), one.message) for one in broken
     ]
@@ -132,6 +140,8 @@ def _manifest(document: schema.Document, text: str, source: str, base: Path) -> 
         metrics=metrics,
         copy_timeout=shadow.timeout if shadow else None,
         copy_limit=shadow.concurrency if shadow else 32,
+        labels=LabelRules() if spec.labels is None else LabelRules(spec.labels.adjudicate, spec.labels.votes),
+        label_files=None if spec.labels is None else _label_files(spec.labels, base),
         log=LogRules() if spec.log is None else LogRules(spec.log.inputs, spec.log.max_size),
     )
 
@@ -154,6 +164,13 @@ def _strategy(written: schema.Strategy | None, metrics: tuple[MetricRule, ...]) 
     return Canary(
         _canary_steps(canary), canary.min_dwell, canary.bake, keeps_mirroring=bool(names & PAIR_METRICS)
     )
+
+
+def _label_files(written: schema.Labels, base: Path) -> LabelFiles | None:
+    if written.watch is None:
+        return None
+    watch = Path(os.path.abspath(base / written.watch))  # noqa: PTH100 - as below
+    return LabelFiles(watch, written.format, written.id_key, written.from_name)
 
 
 def _service(written: schema.Service, name: str) -> Service:

@@ -56,6 +56,16 @@ class LogRules:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelFiles:
+    """The folder of `spec.labels` where label files appear. `watch` is absolute; `format` None: told by the content."""
+
+    watch: Path
+    format: str | None = None
+    id_key: str = "deployctl_id"
+    from_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One manifest in force, with the defaults filled in. Durations are seconds.
 
@@ -78,6 +88,7 @@ class Manifest:
     beta: float
     metrics: tuple[MetricRule, ...]
     labels: LabelRules = field(default_factory=LabelRules)
+    label_files: LabelFiles | None = None
     copy_timeout: float | None = None
     copy_limit: int = 32
     log: LogRules = field(default_factory=LogRules)
@@ -134,6 +145,19 @@ def service_spec(manifest: Manifest) -> dict[str, Any]:
         "routingKey": None if service.routing_key is None else f"header:{service.routing_key}",
         "timeout": service.timeout,
         "engine": service.engine,
+    }
+
+
+def label_files(manifest: Manifest) -> dict[str, Any] | None:
+    """The folder of label files by YAML key, as the journal keeps it; None where none is watched."""
+    files = manifest.label_files
+    if files is None:
+        return None
+    return {
+        "watch": str(files.watch),
+        "format": files.format,
+        "idKey": files.id_key,
+        "fromName": files.from_name,
     }
 
 

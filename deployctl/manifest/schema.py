@@ -175,6 +175,7 @@ Output = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,256}", "the name of an output
 Listen = Annotated[
     str, PlainValidator(_listen), WithJsonSchema({"type": "string", "examples": ["127.0.0.1:8080"]})
 ]
+Directory = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,1024}", "a path")]
 Uri = Annotated[str, AfterValidator(_uri)]
 
 
@@ -435,6 +436,28 @@ class Log(Section):
     """How much may be kept on disk; the oldest goes first."""
 
 
+class Labels(Section):
+    """Human labels: where their files appear, and what counts when several people label one answer."""
+
+    watch: Directory | None = None
+    """Folder in which label files appear or grow; relative to the manifest. Default: none is watched."""
+    format: Annotated[str, _known("label format", frozenset())] | None = None
+    """Form of those files: jsonl, csv, label-studio, label-studio-min; told by their content where nothing is written."""
+    id_key: Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,256}", "the name of a key")] = "deployctl_id"
+    """Key under which a labelling tool's file has the request id."""
+    from_name: Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,256}", "the name of a question")] | None = None
+    """Which question of a labelling tool gives the label, where it asks several."""
+    adjudicate: Annotated[
+        str,
+        _Form(
+            r"(majority|any|soft|expert:[^\x00-\x1f\x7f]{1,256})", "one of majority, any, soft and expert:ID"
+        ),
+    ] = "majority"
+    """What is true when people differ: what most say, any of it, each in its share, or what the annotator ID says."""
+    votes: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many people must have labelled an answer before it counts."""
+
+
 class Spec(Section):
     """The service, its versions, and how one replaces the other."""
 
@@ -450,6 +473,7 @@ class Spec(Section):
     strategy: Strategy | None = None
     analysis: Analysis | None = None
     log: Log | None = None
+    labels: Labels | None = None
 
 
 class Document(Section):
@@ -461,7 +485,7 @@ class Document(Section):
     spec: Spec
 
 
-LATER_ANYWHERE = frozenset({"tls", "tokens", "labels", "limits", "webhooks"})
+LATER_ANYWHERE = frozenset({"tls", "tokens", "limits", "webhooks"})
 """Keys that later versions add to whichever section they belong to."""
 
 

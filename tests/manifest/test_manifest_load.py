@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from manifest_texts import FULL, changed, loaded, with_steps
+from manifest_texts import ENGINES, FULL, METRICS, changed, loaded, with_steps
 
-from deployctl.core.plan import MetricRule, OnInconclusive, Phase, Version
+from deployctl.core.plan import LabelRules, MetricRule, OnInconclusive, Phase, Version
 from deployctl.errors import InvalidError
-from deployctl.manifest.load import differing_keys, plan, service_spec
-from deployctl.manifest.manifest import LogRules, ModelRef, Prediction, Service
+from deployctl.manifest.load import differing_keys, load, plan, service_spec
+from deployctl.manifest.manifest import LabelFiles, LogRules, ModelRef, Prediction, Service, label_files
 
 ONE, TWO = Version("1", "sha256:" + "b" * 64), Version("2", "sha256:" + "c" * 64)
 
@@ -227,3 +227,33 @@ def test_what_is_kept_of_requests_is_written_under_log_or_has_its_default():
     assert log_of("") == LogRules("hash", 4 << 30)
     assert log_of("  log: {inputs: full, maxSize: 500MiB}\n") == LogRules("full", 500 << 20)
     assert log_of("  log: {inputs: none}\n") == LogRules("none", 4 << 30)
+
+
+def test_labels_are_believed_by_majority_and_come_from_no_folder_unless_it_is_written():
+    assert loaded(FULL).labels == LabelRules("majority", 1)
+    assert label_files(loaded(FULL)) is None
+    written = "spec:\n  labels: {adjudicate: 'expert:eve', votes: 2, watch: in/box, format: csv, idKey: k, fromName: q}\n"
+    manifest = loaded(changed("spec:\n", written))
+    assert manifest.labels == LabelRules("expert:eve", 2)
+    assert manifest.label_files == LabelFiles(Path("/models-of-test/in/box"), "csv", "k", "q")
+    assert label_files(manifest) == {
+        "watch": "/models-of-test/in/box", "format": "csv", "idKey": "k", "fromName": "q",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("{adjudicate: most}", "adjudicate: 'most' is not one of majority, any, soft and expert:ID"),
+        ("{adjudicate: 'expert:'}", "adjudicate: 'expert:' is not"),
+        ("{votes: 0}", "votes: "),
+        ("{window: 72h}", "unknown key 'window'"),
+        ("{format: xml}", "unknown label format 'xml' (known: csv, jsonl)"),
+        ("{watch: ''}", "watch: '' is not a path"),
+    ],
+)
+def test_what_labels_cannot_be_is_said_at_its_place(written, words):
+    text = changed("spec:\n", f"spec:\n  labels: {written}\n").encode()
+    with pytest.raises(InvalidError) as caught:
+        load(text, "f", engines=ENGINES, metrics=METRICS, base=Path("/"), label_sources=("csv", "jsonl"))
+    assert words in str(caught.value)

@@ -80,7 +80,6 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
         ("engine: builtin", "routers: 4", "routers", "key 'routers'"),
         ("engine: builtin", "tls: {cert: a}", "tls", "key 'tls'"),
         ("engine: builtin", "tokens: [a]", "tokens", "key 'tokens'"),
-        ("spec:\n", "spec:\n  labels: {window: 72h}\n", "labels:", "key 'labels'"),
         ("spec:\n", "spec:\n  limits: {rate: 5}\n", "limits:", "key 'limits'"),
         ("spec:\n", "spec:\n  limits: {body: 1}\n", "limits", "key 'limits'"),
         ("spec:\n", "spec:\n  webhooks: []\n", "webhooks", "key 'webhooks'"),
