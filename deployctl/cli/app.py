@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployctl.cli import decisions, history, ramp, replay, shadow, status, up
+from deployctl.cli import decisions, history, labels, ramp, replay, shadow, status, up
 from deployctl.cli.options import AsOutput, ManifestFile, Output
 from deployctl.errors import Exit
 
@@ -30,6 +30,10 @@ canary = typer.Typer(
     help="Raise the candidate's share step by step.", rich_markup_mode=None, invoke_without_command=True
 )
 
+human_labels = typer.Typer(
+    help="Give a service what people say.", rich_markup_mode=None, invoke_without_command=True
+)
+
 
 @app.callback()
 def _root(
@@ -51,6 +55,7 @@ def _root(
     _help_without_command(context)
 
 
+@human_labels.callback()
 @canary.callback()
 def _canary(context: typer.Context) -> None:
     _help_without_command(context)
@@ -133,3 +138,5 @@ canary.command("ramp", epilog=_example("deployctl canary ramp rollout.yaml --tim
     ramp.ramp
 )
 app.add_typer(canary, name="canary")
+human_labels.command("add", epilog=_example("deployctl labels add digits labels.jsonl"))(labels.add)
+app.add_typer(human_labels, name="labels")

@@ -17,6 +17,7 @@ import uvloop
 
 from deployctl.controller import documents
 from deployctl.controller.commands import Commands
+from deployctl.controller.labels import LabelIntake
 from deployctl.controller.loop import TICK_SECONDS, Controller
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.rollout import Cause, Event, Kind
@@ -40,6 +41,7 @@ class Api:
         self._commands = commands
         self._link = link
         self._address = address
+        self.labels = LabelIntake(controller)
         self.serving = asyncio.Event()
         self._routes = {
             ("GET", "/v1/status"): self._status,
@@ -51,6 +53,7 @@ class Api:
             ("POST", "/v1/promote"): self._promote,
             ("POST", "/v1/pause"): self._pause,
             ("POST", "/v1/resume"): self._resume,
+            ("POST", "/v1/labels"): self._labels,
         }
 
     async def handle(self, request: admin.AdminRequest) -> admin.AdminReply | AsyncIterator[bytes]:
@@ -78,7 +81,8 @@ class Api:
             "routers": self._link.pids["routers"],
             "workers": {labels.get(digest, digest): pid for digest, pid in workers.items()},
         }
-        return documents.status(self._controller, self._address, pids)
+        status = documents.status(self._controller, self._address, pids)
+        return {**status, "label_files": self.labels.describe()}
 
     async def _status(self, _request: admin.AdminRequest) -> dict[str, Any]:
         return self.describe()
@@ -117,6 +121,11 @@ class Api:
 
     async def _resume(self, request: admin.AdminRequest) -> dict[str, Any]:
         return self._changed(self._commands.resume(_text(request, "by")))
+
+    async def _labels(self, request: admin.AdminRequest) -> dict[str, Any]:
+        by, answer = _text(request, "by"), self.labels.post(request.body)
+        _log(f"{answer['accepted']} labels from {by}, {answer['refused']} more refused")
+        return answer
 
     def _changed(self, changed: Any) -> dict[str, Any]:
         split = self._controller.traffic.confirmed
@@ -178,10 +187,12 @@ async def _control(
     ticking = asyncio.get_running_loop().create_task(_tick(controller))
     await _until_serving(controller, link, ended)
     api.serving.set()
+    watching = asyncio.get_running_loop().create_task(api.labels.watch())
     if given.fence == 1:
         _announce(link, api.describe())
     await ended.wait()
     ticking.cancel()
+    watching.cancel()
 
 
 async def _give_up(

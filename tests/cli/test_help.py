@@ -46,14 +46,14 @@ def test_help_lists_every_verb_and_cuts_nothing(cli):
     done = cli("--help", COLUMNS="20")
     assert done.returncode == 0
     assert "\x1b" not in done.stdout
-    for verb in [*VERBS, "canary"]:
+    for verb in [*VERBS, "canary", "labels"]:
         assert f"\n  {verb}" in cli("--help").stdout
     assert not [
         text for text in cli("--help").stdout.splitlines() if text.endswith("...") and "Usage" not in text
     ]
 
 
-@pytest.mark.parametrize("verb", [*([verb] for verb in VERBS), ["canary", "ramp"]])
+@pytest.mark.parametrize("verb", [*([verb] for verb in VERBS), ["canary", "ramp"], ["labels", "add"]])
 def test_every_verb_has_an_example_and_takes_json(cli, verb):
     done = cli(*verb, "--help")
     assert done.returncode == 0
@@ -82,7 +82,7 @@ def test_a_usage_error_is_one_line_and_2(cli, arguments, words):
 
 
 def test_no_command_shows_the_help_and_is_a_usage_error(cli):
-    for arguments in ([], ["canary"]):
+    for arguments in ([], ["canary"], ["labels"]):
         done = cli(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("Usage: deployctl")
