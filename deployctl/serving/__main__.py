@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvloop
 
 from deployctl.errors import DeployctlError, Exit, InvalidError
-from deployctl.serving.model import Model
-from deployctl.serving.prediction import Reader
 from deployctl.serving.settings import Settings
-from deployctl.serving.worker import Server, Worker, listen
 from deployctl.wire.lifeline import die_with_parent
 
 
@@ -31,15 +27,26 @@ def main() -> int:
     arguments = _arguments()
     try:
         settings = _settings(arguments.settings)
-        priority = _step_back() if settings.idle else "normal"  # before the model starts threads
-        model = Model(Path(settings.file), settings.digest)
-        worker = Worker(settings, model, Reader(settings.prediction, model.outputs, model.warm_up))
-        listener = listen(arguments.socket)
+        priority = _step_back() if settings.idle else "normal"
+        return _serve(settings, priority, arguments.socket, arguments.report_fd)
     except DeployctlError as error:
         message = " ".join(str(error).split())
         _report(arguments.report_fd, {"failed": message, "exit_code": int(error.exit_code)})
         sys.stderr.write(f"{message}\n")
         return error.exit_code
+
+
+def _serve(settings: Settings, priority: str, path: Path, report_fd: int) -> int:
+    # A quarter of a second of processor goes into these imports: an idle worker that restarts must have stepped back before.
+    import uvloop  # noqa: PLC0415 - as above
+
+    from deployctl.serving.model import Model  # noqa: PLC0415 - as above
+    from deployctl.serving.prediction import Reader  # noqa: PLC0415 - as above
+    from deployctl.serving.worker import Server, Worker, listen  # noqa: PLC0415 - as above
+
+    model = Model(Path(settings.file), settings.digest)
+    worker = Worker(settings, model, Reader(settings.prediction, model.outputs, model.warm_up))
+    listener = listen(path)
     # What is loaded now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -47,10 +54,7 @@ def main() -> int:
     async def serve() -> None:
         server = Server(worker)
         await server.start(listener)
-        _report(
-            arguments.report_fd,
-            {"ready": {"digest": settings.digest, "priority": priority, **model.report()}},
-        )
+        _report(report_fd, {"ready": {"digest": settings.digest, "priority": priority, **model.report()}})
         await server.drained()
 
     uvloop.run(serve())
@@ -75,8 +79,7 @@ def _settings(text: str) -> Settings:
 def _step_back() -> str:
     """Leaves the processor to everybody else, and says how."""
     try:
-        for thread in Path("/proc/self/task").iterdir():  # libraries started some; those to come inherit it
-            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # threads that libraries start inherit it
     except (AttributeError, OSError):  # no such policy on this system, or not for us
         return f"nice {os.nice(19)}"
     return "idle"
