@@ -83,6 +83,7 @@ class FakeTraffic:
         self.upstreams: tuple[Upstream, ...] = ()
         self.refuses: Exception | None = None
         self.dropped = 0
+        self.copies_dropped: dict[int, int] = {}
 
     def apply(self, split: Split, upstreams: tuple[Upstream, ...]) -> None:
         if self.refuses is not None:

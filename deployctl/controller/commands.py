@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from deployctl.errors import (
 from deployctl.labels import LABEL_SOURCES
 from deployctl.manifest.apart import read_apart
 from deployctl.manifest.manifest import (
-    LogRules,
     Manifest,
     ModelRef,
     differing_keys,
@@ -82,11 +81,8 @@ class Commands:
         `text` is None for a controller that takes over from one that died: the journal alone counts then.
         """
         controller = self._controller
-        log = LogRules()  # a router that runs keeps what it was started with
         if text is not None:
-            manifest = await self.read(text.encode(), path)
-            await self._serve(manifest)
-            log = manifest.log
+            await self._serve(await self.read(text.encode(), path))
         controller.home.make_input_key()
         key = controller.spec["routingKey"]
         self._supervisor.start_router(
@@ -94,7 +90,7 @@ class Commands:
                 "model": controller.spec["model"],
                 "routing_key": key.removeprefix("header:") if key else None,
                 "timeout": controller.spec["timeout"],
-                "inputs": log.inputs,
+                "inputs": controller.kept["inputs"],
                 "input_key": str(controller.home.input_key),
             }
         )
@@ -116,17 +112,23 @@ class Commands:
         spec = service_spec(manifest)
         if controller.service is None:
             await self._first_up(manifest, spec)
-        elif spec != controller.spec or self._watches_another_folder(manifest):
+        elif spec != controller.spec or self._keeps_something_else(manifest):
             live = controller.service.live
             assert live is not None
-            prediction = controller.prediction_of(live)
-            controller.record_served(spec, live, prediction, manifest.text, label_files(manifest))
+            self._record_served(manifest, spec, live, controller.prediction_of(live))
 
-    def _watches_another_folder(self, manifest: Manifest) -> bool:
-        """Between rollouts the folder of `up` counts; a running rollout keeps its own."""
+    def _keeps_something_else(self, manifest: Manifest) -> bool:
+        """Between rollouts the label folder and the log of `up` count; a running rollout keeps its own."""
         controller = self._controller
         assert controller.service is not None
-        return controller.service.running is None and label_files(manifest) != controller.label_files
+        changed = label_files(manifest) != controller.label_files or asdict(manifest.log) != controller.kept
+        return controller.service.running is None and changed
+
+    def _record_served(
+        self, manifest: Manifest, spec: dict[str, Any], live: Version, prediction: dict[str, Any] | None
+    ) -> None:
+        files, log = label_files(manifest), asdict(manifest.log)
+        self._controller.record_served(spec, live, prediction, manifest.text, files, log)
 
     async def _first_up(self, manifest: Manifest, spec: dict[str, Any]) -> None:
         controller = self._controller
@@ -135,7 +137,7 @@ class Commands:
         prediction = _prediction(manifest)
         controller.remember_prediction(baseline, prediction)
         await self._loaded(baseline, "baseline")
-        controller.record_served(spec, baseline, prediction, manifest.text, label_files(manifest))
+        self._record_served(manifest, spec, baseline, prediction)
 
     async def up_again(self, text: str, path: Path) -> str:
         """`up` of a service that runs: nothing to do when `spec.service` is the same. Raises ConflictError otherwise."""

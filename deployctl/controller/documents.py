@@ -13,6 +13,8 @@ from deployctl.errors import Exit
 
 SCHEMA_VERSION = 1
 
+RECORDS_FULL = "the records have reached spec.log.maxSize: nothing more becomes evidence in this rollout"
+
 _EXIT_OF_SHADOW = {
     Result.PASS: Exit.DONE,
     Result.FAIL: Exit.ROLLED_BACK,
@@ -54,11 +56,12 @@ def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[s
         "at": round(controller.clock.now, 3) if rollout and not rollout.finished else None,
         "waits_for": rollout.waits_for if rollout else None,
         "reason": _reason(rollout, verdict),
-        "trouble": controller.trouble,
+        "trouble": controller.trouble or (RECORDS_FULL if controller.records_full else None),
         "pids": pids,
         "url": f"http://{address}",
         "model": controller.spec.get("model"),
         "left_out": _left_out(controller),
+        "copies_dropped": controller.copies_dropped,
         "labels": controller.observation.labels if controller.observation else {},
         "metrics": [metric(part) for part in verdict.metrics] if verdict else [],
     }
@@ -209,6 +212,8 @@ def _left_out(controller: Controller) -> dict[str, int]:
     return {
         "explicit_version": seen.explicit if seen else 0,
         "client_left": seen.client_left if seen else 0,
+        "lost_pairs": seen.lost_pairs if seen else 0,
+        "client_left_pairs": seen.client_left_pairs if seen else 0,
         "not_written_down": controller.left_out,
         "dropped_by_routers": controller.traffic.dropped,
     }

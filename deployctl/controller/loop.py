@@ -46,6 +46,9 @@ from deployctl.wire.orders import Batch, LabelRow, Upstream
 TICK_SECONDS = 0.05
 """The timer is only the fallback: dwell times end, workers become ready, a router is lost."""
 
+MAX_RECORDS = 4 << 30
+"""Bytes of records where the manifest says nothing else."""
+
 LONGEST_WATCH = 1.0
 """Seconds that may pass between two ticks and still count as watched; a suspended machine watches nothing."""
 
@@ -55,7 +58,7 @@ UNHEARD_SECONDS = 5.0
 
 class Traffic(Protocol):
     """Whoever carries the traffic. `apply` asks for a whole split, twice is the same as once; `confirmed` is read back;
-    `dropped` counts outcomes that were lost on the way.
+    `dropped` counts outcomes that were lost on the way, `copies_dropped` copies by arm that were never sent.
     """
 
     def apply(self, split: Split, upstreams: tuple[Upstream, ...]) -> None: ...
@@ -68,6 +71,9 @@ class Traffic(Protocol):
 
     @property
     def dropped(self) -> int: ...
+
+    @property
+    def copies_dropped(self) -> dict[int, int]: ...
 
 
 class Versions(Protocol):
@@ -130,6 +136,8 @@ class Controller:
         self.spec: dict[str, Any] = {}
         self.label_files: dict[str, Any] | None = None
         """The folder of label files, as the newest manifest in force has it."""
+        self.kept: dict[str, Any] = {"inputs": "hash", "max_bytes": MAX_RECORDS}
+        """What of requests is written down, and how many bytes of records: `spec.log` of the manifest of `up`."""
         self.name = home.name
         self.events: dict[str, list[Event]] = {}
         self.baseline = Baseline()
@@ -149,6 +157,7 @@ class Controller:
         self._predictions: dict[str, dict[str, Any] | None] = {}
         self._serving: dict[str, str] = {}
         self._unwritten = 0
+        self._dropped_before: dict[int, int] = {}
         self._lingering: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}
         self._checkpoint = 0.0
@@ -189,6 +198,7 @@ class Controller:
             self._predictions[digest] = record["prediction"]
         if "labels" in record:
             self.label_files = record["labels"]
+        self.kept = record.get("log") or self.kept
 
     def _fold_event(self, rollout_id: str, event: Event) -> None:
         assert self.service is not None
@@ -200,7 +210,7 @@ class Controller:
 
     def _resume(self, rollout: Rollout) -> None:
         """Take up a rollout that was running: the same records give the same evidence."""
-        self._records = Records.open(self._records_path(rollout))
+        self._records = Records.open(self._records_path(rollout), max_bytes=self.kept["max_bytes"])
         if rollout.learned is not None:
             self.observation = Observation(rollout.plan, rollout.learned)
         last, self._seen_batches = rollout.at, {}
@@ -232,6 +242,7 @@ class Controller:
         prediction: dict[str, Any] | None,
         manifest: str,
         labels: dict[str, Any] | None = None,
+        log: dict[str, Any] | None = None,
     ) -> None:
         """The service starts, or starts again with another `spec.service`: written down first."""
         record = {
@@ -243,6 +254,7 @@ class Controller:
             "digests": [version.digest],
             "manifest": manifest,
             "labels": labels,
+            "log": log,
         }
         self._seq = self.journal.append(record)
         self._fold_served({**record, "seq": self._seq})
@@ -290,8 +302,9 @@ class Controller:
         match event.kind:
             case Kind.STARTED:
                 self._checkpoint = event.at
+                self._dropped_before = self.traffic.copies_dropped
                 self._unheard = set()
-                self._records = Records.open(self._records_path(rollout))
+                self._records = Records.open(self._records_path(rollout), max_bytes=self.kept["max_bytes"])
                 self.observation, self.verdict, self._seen_batches = None, UNSEEN, {}
                 self._take_course(rollout, event.at)
             case Kind.LEARNED:
@@ -370,6 +383,24 @@ class Controller:
         self._tried(self._pass_time, at)
         if self._judging:
             self._take(Gone(router, at))
+
+    @property
+    def copies_dropped(self) -> dict[str, int]:
+        """Copies of the last rollout that were never sent, by version; those before a restart of a router are not in it."""
+        rollout = self.service.rollout if self.service else None
+        if rollout is None:
+            return {}
+        versions = (rollout.plan.baseline, *rollout.plan.candidates)
+        return {
+            versions[arm].version: max(0, count - self._dropped_before.get(arm, 0))
+            for arm, count in sorted(self.traffic.copies_dropped.items())
+            if arm < len(versions)
+        }
+
+    @property
+    def records_full(self) -> bool:
+        """Whether the records of the running rollout have reached `spec.log.maxSize`: what comes now is no evidence any more."""
+        return self._records is not None and self._records.full
 
     @property
     def _judging(self) -> bool:

@@ -161,6 +161,7 @@ def scored(pairs: Pairs, *, people_alone: bool) -> Flags:
     """
     own = pairs.baseline["status"]
     kept: Flags = (own < 400) | (own > CLIENT_LEFT)
+    kept &= pairs.candidate["status"] != CLIENT_LEFT  # a copy that was given up says nothing
     return kept & ~_refused(pairs) if people_alone else kept
 
 
@@ -176,7 +177,7 @@ def refusals_as_errors(pairs: Pairs) -> Pairs:
 
 def _refused(pairs: Pairs) -> Flags:
     status = pairs.candidate["status"]
-    refused: Flags = (status >= 400) & (status < 500)
+    refused: Flags = (status >= 400) & (status < CLIENT_LEFT)
     return refused
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -36,6 +37,7 @@ class Router:
     transport: asyncio.Transport
     read_back: ReadBack | None = None
     dropped: int = 0
+    copies_dropped: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -79,6 +81,14 @@ class RouterLink:
         return sum(router.dropped for router in self.routers.values())
 
     @property
+    def copies_dropped(self) -> dict[int, int]:
+        """Copies by arm that the connected routers never sent since they started: the sample has a hole there."""
+        total: Counter[int] = Counter()
+        for router in self.routers.values():
+            total.update(router.copies_dropped)
+        return dict(total)
+
+    @property
     def confirmed(self) -> Split | None:
         """The split that every connected router does now, None while they differ or none is there."""
         splits = [router.read_back.split if router.read_back else None for router in self.routers.values()]
@@ -97,7 +107,7 @@ class RouterLink:
             router.read_back = message
             self.on_change()
             return
-        router.dropped = message.dropped
+        router.dropped, router.copies_dropped = message.dropped, message.mirror_dropped
         self.on_batch(router.name, message)
         router.transport.write(encode(Ack(message.number)))
 
