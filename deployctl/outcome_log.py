@@ -41,6 +41,12 @@ class Answer(msgspec.Struct, omit_defaults=True, gc=False):
     null: bool | None = None
     wrong: float | None = None
 
+    @property
+    def status_and_null(self) -> tuple[int, bool]:
+        """What follows from the rest where it is not given."""
+        status = self.status if self.status is not None else 200 if self.ok else 500
+        return status, (self.ok and self.prediction is None) if self.null is None else self.null
+
 
 class Line(msgspec.Struct, omit_defaults=True, gc=False):
     """One request: it began at `t`; its outcome was admitted at `seen_t`, its label (the `label_n`-th) came in at `label_t`.

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployctl.core.analysis import MIN_KNOWN_ANSWERS, default_margin, learn, needs_known_answers
+from deployctl.core.assignment import position
 from deployctl.core.course import Course, Weighing
 from deployctl.core.metrics import METRICS, comparing
 from deployctl.core.outcome import CLIENT_LEFT, OUTCOME, Block, Columns, Source
+from deployctl.core.pairs import PairBlock, Pairs
 from deployctl.core.plan import Phase, Plan
 from deployctl.core.rollout import (
     Cause,
@@ -34,7 +36,10 @@ from deployctl.core.rollout import (
     start,
 )
 from deployctl.core.verdict import Arm, Result
-from deployctl.outcome_log import Header, Order, Piece
+from deployctl.outcome_log import Answer, Header, Line, Order, Piece
+
+HUMAN_ANSWER = Answer(ok=True, latency_ms=0.0)
+"""Of the baseline where people decide."""
 
 DEFAULT_SALT = "replay"
 """Who is routed where, in a log without a header."""
@@ -45,6 +50,15 @@ FORESEEN = 64
 UNIT = np.dtype([*OUTCOME.descr, ("t", "<f8"), ("seen", "<f8"), ("line", "<i8"), ("nth", "<i8")])
 """A routed request as it will be seen: `seen` is when (of a label: when it came), `line` its place in the piece, -1 in an
 earlier one, `nth` puts labels that came at once in order."""
+
+PAIR = np.dtype(
+    [
+        *(("t", "<f8"), ("seen", "<f8"), ("line", "<i8"), ("nth", "<i8"), ("split", "<i8")),
+        *(("arm", "i1"), ("differs", "i1"), ("status", "<u2", 2), ("latency", "<f4", 2), ("null", "i1", 2)),
+        ("wrong", "<f4", 2),
+    ]
+)
+"""A request that both versions answered, as it will be seen: as UNIT, with the baseline's answer first."""
 
 Units = Columns
 
@@ -79,8 +93,12 @@ class Replay:
         self._outside: list[Order | float] = []
         self._outcomes: Units = np.empty(0, UNIT)
         self._labels: Units = np.empty(0, UNIT)
+        self._pairs: Units = np.empty(0, PAIR)
+        self._labelled_pairs: Units = np.empty(0, PAIR)
+        self._copied = np.zeros(0, dtype=bool)
+        self._copies = any(step.mirror > 0 for step in plan.steps)
         self._counted = 0
-        self._last_seen = -math.inf
+        self._last_seen = self._last_pair = -math.inf
         self._last_line = -1
         self._known: list[Units] = []
         self._known_labels = [0, 0]
@@ -126,7 +144,7 @@ class Replay:
         """Where the rollout stands at the end of the log."""
         rollout = self._course.rollout
         last = rollout.ended_by or self.events[-1][0]
-        judge = self._weighing.judge if self._weighing else None
+        judge = self._weighing.says if self._weighing else None
         verdict = last.verdict or (judge.verdict() if judge is not None else None)
         undecided = verdict.reason if verdict is not None else "the candidate has not seen a request yet"
         return End(
@@ -160,7 +178,7 @@ class Replay:
         if event.kind is Kind.LEARNED:
             assert rollout.learned is not None
             self._weighing = Weighing(self.plan, rollout.learned)
-            self._course.judge = self._weighing.judge
+            self._course.judge = self._weighing.says
         if event.kind in {Kind.LEARNED, Kind.CLIMBED} and self._weighing is not None and rollout.step >= 0:
             self._first_split = self._first_split or rollout.split_number
             self._weighing.begin(rollout.step, rollout.split_number, rollout.at)
@@ -199,7 +217,7 @@ class Replay:
         """A person's order, where it still means something."""
         kind, rollout = Kind(order.kind), self._course.rollout
         judged = self._weighing is not None and kind in {Kind.CLIMBED, Kind.PROMOTED, Kind.ROLLED_BACK}
-        verdict = self._weighing.judge.verdict() if self._weighing and judged and not rollout.ended else None
+        verdict = self._weighing.says.verdict() if self._weighing and judged and not rollout.ended else None
         event = Event(
             0, kind, order.at, order.by, Cause.PERSON, order.reason, step=order.step, verdict=verdict
         )
@@ -229,9 +247,12 @@ class Replay:
 
     def _take(self, piece: Piece) -> None:
         """Route these requests and let time pass to the last of them, as often as an event changes who is served by whom."""
+        if self.plan.people_alone:  # who answer everything, and are asked for nothing that could be wrong
+            piece.there[0], piece.status[0] = True, 200
         t = piece.t - self._zero
         begin = 0
         served = np.full(len(t), -2, np.int8)
+        self._copied = np.zeros(len(t), dtype=bool)
         horizon = max(float(t[-1]), self._boundary(piece))
         self._last_line = -1
         while True:
@@ -240,8 +261,10 @@ class Replay:
             if self._advance(horizon):
                 break
             begin = self._take_back(piece, t, self._course.rollout.at, changed)
+            self._copied[begin:] = False
         self._tally(piece, served)
-        self._outcomes["line"], self._labels["line"] = -1, -1
+        for units in (self._outcomes, self._labels, self._pairs, self._labelled_pairs):
+            units["line"] = -1
         self._end_of_log = max(self._end_of_log, horizon)
 
     def _boundary(self, piece: Piece) -> float:
@@ -270,6 +293,8 @@ class Replay:
         lines = np.arange(begin, len(t))
         there = piece.there[arm, lines]
         self._queue(piece, t, lines[there], arm[there], split[there])
+        if self._copies:
+            self._queue_pairs(piece, t, lines[there], split[there], theirs[there])
         return np.where(there, arm, np.int8(-1))
 
     def _queue(
@@ -322,6 +347,83 @@ class Replay:
         labels = np.concatenate([self._labels, *kept])
         self._labels = labels[np.lexsort((np.arange(len(labels)), labels["nth"], labels["seen"]))]
 
+    def _queue_pairs(
+        self,
+        piece: Piece,
+        t: NDArray[np.float64],
+        lines: NDArray[np.intp],
+        split: NDArray[np.int64],
+        theirs: NDArray[np.bool_],
+    ) -> None:
+        """Requests that were copied, or would be: those of the live splits as they were, all others by the share of the step."""
+        mirror = split_for(self._course.rollout).mirror
+        copied = np.array([math.isfinite(piece.lines[line].pair_t) for line in lines], dtype=bool)
+        if mirror < 100 and not theirs.all():
+            drawn = [position(f"{self.salt}/mirror", piece.lines[line].id or "") for line in lines]
+            wanted = np.array(drawn) * 100 < mirror
+        else:
+            wanted = np.full(len(lines), mirror > 0)
+        wanted = np.where(theirs, copied, wanted)
+        self._copied[lines] = wanted & piece.there[1, lines]
+        pairs: list[Units] = []
+        labelled: list[Units] = []
+        for line, number in zip(lines[wanted].tolist(), split[wanted].tolist(), strict=True):
+            of_line = self._pairs_of(piece, line, float(t[line]), number)
+            pairs += of_line
+            labelled += self._labelled(piece.lines[line], of_line)
+        added = np.concatenate([np.empty(0, PAIR), *pairs])
+        if len(added):
+            added["seen"] = np.maximum(np.maximum.accumulate(added["seen"]), self._last_pair)
+            self._last_pair = float(added["seen"][-1])
+        self._pairs = np.concatenate([self._pairs, added])
+        told = np.concatenate([self._labelled_pairs, *labelled])
+        order = np.lexsort((np.arange(len(told)), told["nth"], told["seen"]))
+        self._labelled_pairs = told[order]
+
+    def _pairs_of(self, piece: Piece, at: int, t: float, split: int) -> list[Units]:
+        """The pairs of one request, a row for each candidate that answered it."""
+        line, found = piece.lines[at], []
+        baseline = HUMAN_ANSWER if self.plan.people_alone else line.baseline
+        for arm, version in enumerate(self.plan.candidates, 1):
+            first = line.candidate if arm == 1 else None
+            candidate = (line.candidates or {}).get(version.version, first)
+            if baseline is None or candidate is None:
+                continue
+            row = np.zeros(1, PAIR)
+            row["t"], row["line"], row["split"], row["arm"] = t, at, split, arm
+            for side, answer in enumerate((baseline, candidate)):
+                row["status"][0, side], row["null"][0, side] = answer.status_and_null
+                row["latency"][0, side] = answer.latency_ms
+            row["differs"] = _differs(baseline, candidate)
+            arrival = t + max(baseline.latency_ms, candidate.latency_ms) / 1000
+            row["seen"] = line.pair_t - self._zero if math.isfinite(line.pair_t) else arrival
+            found.append(row)
+        return found
+
+    def _labelled(self, line: Line, pairs: list[Units]) -> list[Units]:
+        """The same pairs, at the time at which their label came."""
+        classes = self.plan.classes
+        if line.label is None or (classes and line.label not in classes):
+            return []
+        if not any(METRICS[rule.name].source is Source.LABEL for rule in self.plan.metrics):
+            return []
+        told = []
+        for row in pairs:
+            labelled = row.copy()
+            came = line.label_t - self._zero
+            if not math.isfinite(came):
+                came = float(row["seen"][0])
+            elif math.isnan(line.pair_t):
+                came = max(came, float(row["seen"][0]))
+            version = self.plan.candidates[int(row["arm"][0]) - 1].version
+            first = line.candidate if row["arm"][0] == 1 else None
+            candidate = (line.candidates or {}).get(version, first)
+            wrong = 0.0 if self.plan.people_alone else _wrong(line.baseline, line.label)
+            labelled["wrong"][0] = wrong, _wrong(candidate, line.label)
+            labelled["seen"], labelled["nth"] = came, line.label_n
+            told.append(labelled)
+        return told
+
     def _take_back(self, piece: Piece, t: NDArray[np.float64], at: float, before: int) -> int:
         """Everything that began after this event was served under another split: forget how it was routed."""
         begin = int(np.searchsorted(t, at))
@@ -332,6 +434,9 @@ class Replay:
         assert before != self._course.rollout.split_number
         self._outcomes = self._outcomes[self._outcomes["line"] < begin]
         self._labels = self._labels[self._labels["line"] < begin]
+        self._pairs = self._pairs[self._pairs["line"] < begin]
+        self._labelled_pairs = self._labelled_pairs[self._labelled_pairs["line"] < begin]
+        self._last_pair = float(self._pairs["seen"][-1]) if len(self._pairs) else -math.inf
         if len(self._outcomes):
             self._last_seen = float(self._outcomes["seen"][-1])
         else:
@@ -339,7 +444,7 @@ class Replay:
         return begin
 
     def _tally(self, piece: Piece, served: NDArray[np.int8]) -> None:
-        candidate = served == 1
+        candidate = (served == 1) | self._copied
         self.candidate_requests += int(candidate.sum())
         self.candidate_bad += int((candidate & (piece.status[1] >= 500)).sum())
         self.left_out += int((served == -1).sum())
@@ -354,17 +459,11 @@ class Replay:
             return self._pass(horizon, changed)
         if not self._course.rollout.watched:
             self._outcomes, self._labels = self._outcomes[:0], self._labels[:0]
+            self._pairs, self._labelled_pairs = self._pairs[:0], self._labelled_pairs[:0]
             return self._pass(horizon, changed)
         weighing = self._weighing
-        before = {source: blocks.copy() for source, blocks in weighing.blocks.items()}
-        outcomes, labels = self._seen(self._outcomes, horizon), self._seen(self._labels, horizon)
-        blocks = weighing.cut(
-            Source.OUTCOME, outcomes, outcomes["t"].astype(float), outcomes["seen"].astype(float)
-        )
-        blocks += weighing.cut(
-            Source.LABEL, labels, labels["seen"].astype(float), labels["seen"].astype(float)
-        )
-        blocks.sort(key=_block_at)
+        before = weighing.open()
+        blocks = sorted(self._cut(horizon), key=_block_at)
         judged = -math.inf
         for at, together in groupby(self._foreseen(blocks), key=_block_at):
             if not self._settle_frozen(judged, at, changed) or not self._pass(at, changed):
@@ -380,18 +479,40 @@ class Replay:
         self._commit(judged, before)
         return False
 
-    def _foreseen(self, blocks: list[Block]) -> Iterator[Block]:
+    def _cut(self, until: float) -> list[Block | PairBlock]:
+        """The blocks of all that is seen by then, of each kind in its order."""
+        weighing = self._weighing
+        assert weighing is not None
+        outcomes, labels = self._seen(self._outcomes, until), self._seen(self._labels, until)
+        seen = outcomes["seen"].astype(float)
+        blocks: list[Block | PairBlock] = [
+            *weighing.cut(Source.OUTCOME, outcomes, outcomes["t"].astype(float), seen)
+        ]
+        came = labels["seen"].astype(float)
+        blocks += weighing.cut(Source.LABEL, labels, came, came)
+        pairs, labelled = self._seen(self._pairs, until), self._seen(self._labelled_pairs, until)
+        blocks += weighing.pair(
+            _compared(pairs), pairs["t"].astype(float), pairs["seen"].astype(float), labelled=False
+        )
+        came = labelled["seen"].astype(float)
+        return blocks + list(weighing.pair(_compared(labelled), came, came, labelled=True))
+
+    def _foreseen(self, blocks: list[Block | PairBlock]) -> Iterator[Block | PairBlock]:
         """The same blocks; the judge works out ahead of time what it can, many at once."""
         assert self._weighing is not None
         for place in range(0, len(blocks), FORESEEN):
-            self._weighing.judge.foresee(blocks[place : place + FORESEEN])
-            yield from blocks[place : place + FORESEEN]
+            together = blocks[place : place + FORESEEN]
+            self._weighing.judge.foresee([block for block in together if isinstance(block, Block)])
+            yield from together
 
-    def _judge(self, at: float, blocks: Iterator[Block]) -> None:
+    def _judge(self, at: float, blocks: Iterator[Block | PairBlock]) -> None:
         assert self._weighing is not None
         self._count(at, "right")
         for block in blocks:
-            self._weighing.judge.add(block)
+            if isinstance(block, Block):
+                self._weighing.judge.add(block)
+            else:
+                self._weighing.add_pairs(block)
         self._course.settle(at)
 
     def _settle_frozen(self, after: float, until: float, changed: int) -> bool:
@@ -422,14 +543,12 @@ class Replay:
             self._weighing.count(self._outcomes[self._counted : stop])
             self._counted = stop
 
-    def _commit(self, until: float, before: dict[Source, Any] | None) -> None:
+    def _commit(self, until: float, before: Any | None) -> None:
         """What was seen until then is judged for good. `before`: the rest was cut into blocks too early, do that again."""
         assert self._weighing is not None
         if before is not None:
-            self._weighing.blocks = before
-            outcomes, labels = self._seen(self._outcomes, until), self._seen(self._labels, until)
-            self._weighing.cut(Source.OUTCOME, outcomes, outcomes["t"].astype(float), until)
-            self._weighing.cut(Source.LABEL, labels, labels["seen"].astype(float), until)
+            self._weighing.reopen(before)
+            self._cut(until)
         else:
             self._count(until, "right")
         stop = int(np.searchsorted(self._outcomes["seen"], until, "right"))
@@ -437,7 +556,10 @@ class Replay:
             self._last_line = max(self._last_line, int(self._outcomes["line"][stop - 1]))
         self._outcomes = self._outcomes[stop:]
         self._counted = max(0, self._counted - stop)
-        self._labels = self._labels[int(np.searchsorted(self._labels["seen"], until, "right")) :]
+        self._labels, self._pairs, self._labelled_pairs = (
+            units[int(np.searchsorted(units["seen"], until, "right")) :]
+            for units in (self._labels, self._pairs, self._labelled_pairs)
+        )
 
     def _learn_from(self, horizon: float) -> None:
         """Before the first step: the baseline's first answers teach, and are no evidence."""
@@ -468,7 +590,8 @@ class Replay:
 
     def _advance_to_the_end(self) -> None:
         """Rollout time goes on to the end of the log: of the live rollout, or of the last thing that is seen in it."""
-        seen = [float(units["seen"][-1]) for units in (self._outcomes, self._labels) if len(units)]
+        queues = (self._outcomes, self._labels, self._pairs, self._labelled_pairs)
+        seen = [float(units["seen"][-1]) for units in queues if len(units)]
         end = self.header.until if self.header.events else max([self._end_of_log, *seen])
         while not self._advance(end):
             pass
@@ -479,5 +602,30 @@ def _at(one: Order | float) -> float:
     return one if isinstance(one, float) else one.at
 
 
-def _block_at(block: Block) -> float:
+def _block_at(block: Block | PairBlock) -> float:
     return block.at
+
+
+def _differs(baseline: Answer, candidate: Answer) -> int:
+    """1: they predict different things, 0: the same, -1: one of them predicts nothing."""
+    said = (baseline.prediction, candidate.prediction)
+    return int(said[0] != said[1]) if all(isinstance(one, str) for one in said) else -1
+
+
+def _wrong(answer: Answer | None, label: str) -> float:
+    """How wrong a label says that an answer was, 0 to 1; no answer is a wrong one."""
+    if answer is None:
+        return 1.0
+    return float(answer.prediction != label) if answer.wrong is None else answer.wrong
+
+
+def _compared(units: Units) -> Pairs:
+    """Pairs as core compares them."""
+    baseline, candidate = np.zeros((2, len(units)), OUTCOME)
+    for side, rows in enumerate((baseline, candidate)):
+        rows["arm"] = units["arm"] if side else 0
+        rows["start"] = units["t"]
+        for name in ("status", "latency", "null"):
+            rows[name] = units[name][:, side]
+    wrong, t = units["wrong"].astype(float), units["t"].astype(float)
+    return Pairs(baseline, candidate, units["arm"], units["differs"], wrong, t)

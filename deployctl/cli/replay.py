@@ -101,8 +101,12 @@ def _show(run: Replay, output: Output) -> None:
 def _exit_code(end: End) -> Exit:
     from deployctl.core.plan import Phase  # noqa: PLC0415 - as above
     from deployctl.core.rollout import Cause  # noqa: PLC0415 - as above
+    from deployctl.core.verdict import Result  # noqa: PLC0415 - as above
 
-    if end.phase is Phase.PROMOTED or end.phase is Phase.RETIRED:
+    if end.phase is Phase.RETIRED:
+        by_result = {Result.PASS: Exit.DONE, Result.FAIL: Exit.ROLLED_BACK}
+        return by_result.get(end.verdict, Exit.INCONCLUSIVE)
+    if end.phase is Phase.PROMOTED:
         return Exit.DONE
     if end.phase is Phase.ROLLED_BACK and end.cause is not Cause.INCONCLUSIVE:
         return Exit.ROLLED_BACK

@@ -63,7 +63,8 @@ class Observation:
         if isinstance(entry, Began):
             self._weighing.begin(entry.step, entry.split, entry.at)
         arrived = self._arrivals.fold(entry)
-        outcomes, labelled = arrived.outcomes, arrived.labelled
+        outcomes = arrived.outcomes
+        labelled = np.concatenate([arrived.labelled, served_and_copied(arrived.labelled_pairs)])
         self._weighing.count(outcomes)
         blocks = self._weighing.cut(Source.OUTCOME, outcomes, outcomes["t"].astype(float), entry.at)
         blocks += self._weighing.cut(Source.LABEL, labelled, np.full(len(labelled), entry.at), entry.at)
@@ -74,6 +75,14 @@ class Observation:
         pair_blocks += self._weighing.pair(came[1], np.full(len(came[1]), entry.at), entry.at, labelled=True)
         for pair_block in pair_blocks:
             self._weighing.add_pairs(pair_block)
+
+
+def served_and_copied(pairs: ArrivedPairs) -> Columns:
+    """The answers that callers were given, of labelled requests with copies: for the arms they are as good as any other."""
+    first = pairs.arm == 1
+    rows: Columns = np.where(pairs.candidate["mirrored"] == 0, pairs.candidate, pairs.baseline)[first]
+    rows["null"] = rows["wrong"] > 0.5
+    return rows
 
 
 def compared(pairs: ArrivedPairs) -> Pairs:

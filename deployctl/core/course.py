@@ -120,6 +120,17 @@ class Weighing:
                 blocks += self._pairs[arm, labelled].add(own, time[which], instants[which])
         return blocks
 
+    def open(self) -> tuple[dict[Source, Blocks], dict[tuple[int, bool], PairBlocks]]:
+        """What no block holds yet, to go back to with `reopen`: `replay` may have cut too far."""
+        return (
+            {source: blocks.copy() for source, blocks in self.blocks.items()},
+            {which: blocks.copy() for which, blocks in self._pairs.items()},
+        )
+
+    def reopen(self, opened: tuple[dict[Source, Blocks], dict[tuple[int, bool], PairBlocks]]) -> None:
+        """Go back to what was open then."""
+        self.blocks, self._pairs = opened
+
     def add_pairs(self, block: PairBlock) -> None:
         """Judge one block of pairs."""
         self.says.add_pairs(block)

@@ -217,6 +217,12 @@ class PairBlocks:
         self._open = [_timed(rest, times[start:])] if len(rest) else []
         return blocks
 
+    def copy(self) -> PairBlocks:
+        """The same open pairs once more, for whoever may have to take back what is added next."""
+        other = PairBlocks(labelled=self._labelled)
+        other._open, other._closed, other._seen = self._open, self._closed, self._seen
+        return other
+
     def _end(self, times: Floats, start: int) -> int | None:
         end = start + (EARLY_UNITS if self._closed < EARLY_BLOCKS else LATER_UNITS)
         if self._seen >= SETTLED_UNITS and start < len(times):
