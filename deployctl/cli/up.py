@@ -42,7 +42,9 @@ class Running:
 
     @property
     def words(self) -> str:
-        live = f"{self.status['service']}: version {self.status['live']} serves at {self.status['url']}"
+        version = self.status["live"]
+        who = "people decide" if version is None else f"version {version} serves"
+        live = f"{self.status['service']}: {who} at {self.status['url']}"
         return live if self.state == "started" else f"{live} (it was running already)"
 
     @property
@@ -128,7 +130,11 @@ def _wait_until_it_serves(service: Service, child: subprocess.Popen[bytes], log:
                 raise error_for(code if code > 0 else Exit.BUG, _last_words(log, began))
             status = _status_or_none(client)
             # Another `up` may have been quicker; ours then ends by itself.
-            if status and status.get("live") and (status.get("pids") or {}).get("supervisor") == child.pid:
+            if (
+                status
+                and status.get("weight") is not None
+                and (status.get("pids") or {}).get("supervisor") == child.pid
+            ):
                 return Running(status, child.pid, "started")
             time.sleep(POLL_SECONDS)
     raise UnavailableError(f"service '{service.name}' does not serve after {START_SECONDS:g} s; see {log}")

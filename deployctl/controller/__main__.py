@@ -20,6 +20,7 @@ from deployctl.controller.commands import Commands
 from deployctl.controller.labels import LabelIntake
 from deployctl.controller.loop import TICK_SECONDS, Controller
 from deployctl.controller.workers import SupervisorLink
+from deployctl.core.plan import HUMAN
 from deployctl.core.rollout import Cause, Event, Kind
 from deployctl.errors import DeployctlError, IntegrityError, InvalidError, error_for
 from deployctl.journal import Journal
@@ -256,14 +257,15 @@ async def _until_serving(controller: Controller, link: SupervisorLink, ended: as
     assert live is not None
     while controller.traffic.confirmed is None and not ended.is_set():
         controller.act(time.monotonic())
-        worker = link.workers.get(controller.settings_id(live))
+        worker = None if live == HUMAN else link.workers.get(controller.settings_id(live))
         if worker is not None and (reason := link.failure(worker.id)):
             raise error_for(int(worker.report.get("exit_code", 2)), f"live version {live.version}: {reason}")
         await asyncio.sleep(0.01)
 
 
 def _announce(link: SupervisorLink, status: dict[str, Any]) -> None:
-    line = f"{status['service']}: version {status['live']} serves at {status['url']}"
+    who = "people decide" if status["live"] is None else f"version {status['live']} serves"
+    line = f"{status['service']}: {who} at {status['url']}"
     told = {key: status[key] for key in ("schema_version", "service", "url", "live")}
     link.say(line, {**told, "pid": status["pids"]["supervisor"], "state": "started"})
 

@@ -101,8 +101,10 @@ class Commands:
             await self._loaded(self._still_stored(controller.service.live), "live version")
 
     def _still_stored(self, live: Version) -> Version:
+        if live == HUMAN:
+            return live
         stored = self._controller.store.path(live.digest)
-        if live != HUMAN and not stored.is_file():
+        if not stored.is_file():
             raise IntegrityError(f"{stored}: the model of live version {live.version} is gone; put it back")
         return live
 

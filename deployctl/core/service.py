@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from deployctl.core.plan import Phase, Plan, Split, Version
+from deployctl.core.plan import HUMAN, Phase, Plan, Split, Version
 from deployctl.core.rollout import Event, Rollout, apply, split_for, start, versions_for
 
 
@@ -40,12 +40,14 @@ class Service:
     def versions(self) -> tuple[Version, ...]:
         """The versions that must be loaded."""
         last = self.rollout
-        return versions_for(last) if last is not None else (self.base,)
+        if last is not None:
+            return versions_for(last)
+        return () if self.base == HUMAN else (self.base,)
 
 
 def serve(version: Version, seq: int) -> Service:
     """A service that starts with this version and nothing else."""
-    return Service(version, seq, live=version, known={version.version: version})
+    return Service(version, seq, live=version, known={} if version == HUMAN else {version.version: version})
 
 
 def with_event(service: Service, rollout_id: str, event: Event) -> Service:
@@ -67,4 +69,5 @@ def with_event(service: Service, rollout_id: str, event: Event) -> Service:
 
 
 def _labels(plan: Plan) -> dict[str, Version]:
-    return {version.version: version for version in (plan.baseline, plan.candidate)}
+    tried = (plan.baseline, *plan.candidates)
+    return {version.version: version for version in tried if version != HUMAN}

@@ -153,12 +153,9 @@ def _strategy(written: schema.Strategy | None, metrics: tuple[MetricRule, ...]) 
         return None
     if written.shadow is not None:
         shadow = written.shadow
-        asked = DEFAULT_MIN_LABELS if names & LABEL_METRICS else 0
-        return Shadow(
-            shadow.percentage,
-            asked if shadow.min_labels is None else shadow.min_labels,
-            shadow.max_duration,
-        )
+        asked = DEFAULT_MIN_LABELS if shadow.min_labels is None else shadow.min_labels
+        # Where no metric uses labels none are waited for.
+        return Shadow(shadow.percentage, asked if names & LABEL_METRICS else 0, shadow.max_duration)
     assert written.canary is not None
     canary = written.canary
     return Canary(

@@ -113,12 +113,12 @@ class Box:
         """Write a manifest and give its path. Dwell and bake are as short as they can be.
 
         `service`, `prediction`, `canary` and `analysis` are merged into the sections of that name; `baseline` and `candidate` may be
-        (label, name of the model).
+        (label, name of the model). With `shadow` that is the strategy; `baseline` None: people decide; several candidates in a list.
+        A metric may be written out.
         """
         spec = {
             "service": {"listen": "127.0.0.1:0", "model": NAME, "timeout": "500ms"}
             | changes.get("service", {}),
-            "baseline": self._model(baseline),
             "prediction": {
                 "output": "probabilities",
                 "read": "argmax",
@@ -127,10 +127,23 @@ class Box:
             }
             | changes.get("prediction", {}),
         }
+        if baseline is not None:
+            spec["baseline"] = self._model(baseline)
         if candidate is not None:
-            spec["candidate"] = self._model(candidate)
-            spec["strategy"] = {"canary": CANARY | changes.get("canary", {})}
-            metrics = [{"name": metric, "margin": "5%"} for metric in changes.get("metrics", WATCHED)]
+            several = isinstance(candidate, list)
+            spec |= (
+                {"candidates": [self._model(one) for one in candidate]}
+                if several
+                else {"candidate": self._model(candidate)}
+            )
+            shadow = changes.get("shadow")
+            spec["strategy"] = (
+                {"shadow": shadow} if shadow is not None else {"canary": CANARY | changes.get("canary", {})}
+            )
+            metrics = [
+                metric if isinstance(metric, dict) else {"name": metric, "margin": "5%"}
+                for metric in changes.get("metrics", WATCHED)
+            ]
             spec["analysis"] = {"metrics": metrics} | changes.get("analysis", {})
         document = {
             "apiVersion": "deployctl/v1",
