@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployctl.cli import decisions, history, labels, ramp, replay, shadow, status, up
+from deployctl.cli import decisions, history, labels, ramp, replay, report, shadow, status, up
 from deployctl.cli.options import AsOutput, ManifestFile, Output
 from deployctl.errors import Exit
 
@@ -131,6 +131,7 @@ for verb, name, example in (
     (status.list_services, "list", "deployctl list -o json"),
     (history.history, "history", "deployctl history digits"),
     (history.explain, "explain", "deployctl explain digits"),
+    (report.report, "report", "deployctl report digits --html report.html"),
     (replay.replay, "replay", "deployctl replay rollout.yaml --outcomes outcomes.jsonl"),
 ):
     app.command(name, epilog=_example(example))(verb)

@@ -195,21 +195,18 @@ class Coverage:
 
     answered: int
     labelled: int
+    share: float | None
     delay_p50: float | None
     delay_p95: float | None
-
-    @property
-    def share(self) -> float | None:
-        """Labelled of answered."""
-        return self.labelled / self.answered if self.answered else None
 
 
 def coverage_of(answered: int, delay: Floats) -> Coverage:
     """Coverage of so many answers, of which those with a delay are labelled."""
+    share = len(delay) / answered if answered else None
     if not len(delay):
-        return Coverage(answered, 0, None, None)
+        return Coverage(answered, 0, share, None, None)
     p50, p95 = np.quantile(delay, (0.5, 0.95)).tolist()
-    return Coverage(answered, len(delay), p50, p95)
+    return Coverage(answered, len(delay), share, p50, p95)
 
 
 # ── tables of label against prediction ───────────────────────────────────────────────────────────────────────────────
@@ -313,19 +310,15 @@ def _shares(table: Confusion) -> tuple[Floats, Ints, Ints, Floats, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two versions on the same labelled requests: on how many the first alone was right (or more right), on how many the second,
-    how many points that makes, and the exact p-value of no difference (McNemar's; for votes as shares the sign test's).
+    """Two versions on the same `n` labelled requests: on how many the first alone was right (or more right), on how many the second,
+    how much that makes, and the exact p-value of no difference (McNemar's; for votes as shares the sign test's).
     """
 
+    n: int
     first_only: int
     second_only: int
     difference: Difference | None
     p_value: float
-
-    @property
-    def n(self) -> int:
-        """Requests that both answered and people labelled."""
-        return self.difference.n if self.difference else 0
 
 
 def compare(first: Judged, second: Judged) -> Paired:
@@ -333,7 +326,7 @@ def compare(first: Judged, second: Judged) -> Paired:
     _, one, other = np.intersect1d(first.request, second.request, assume_unique=True, return_indices=True)
     gain = second.right[other] - first.right[one]
     worse, better = int(np.count_nonzero(gain < 0)), int(np.count_nonzero(gain > 0))
-    return Paired(worse, better, paired_difference(gain), mcnemar(worse, better))
+    return Paired(len(gain), worse, better, paired_difference(gain), mcnemar(worse, better))
 
 
 @dataclass(frozen=True, slots=True)
