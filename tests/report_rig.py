@@ -5,21 +5,22 @@ from __future__ import annotations
 import random
 import sys
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from deployctl.core.plan import HUMAN, Gate, LabelRules, MetricRule, Plan, Step, Version
+from deployctl.core.rollout import Cause, Event, Kind
+from deployctl.core.verdict import Result, Verdict
+from deployctl.journal import Journal
+from deployctl.records import Began, Intake, Records
+from deployctl.statedir import ServiceHome
+from deployctl.wire.orders import LabelRow
+
 sys.path[:0] = [str(Path(__file__).parent / "records")]
 
 from copies_rig import Row, batch  # noqa: E402 - found only now
-
-from deployctl.core.plan import HUMAN, Gate, LabelRules, MetricRule, Plan, Step, Version  # noqa: E402
-from deployctl.core.rollout import Cause, Event, Kind  # noqa: E402
-from deployctl.core.verdict import Result, Verdict  # noqa: E402
-from deployctl.journal import Journal  # noqa: E402
-from deployctl.records import Began, Intake, Records  # noqa: E402
-from deployctl.statedir import ServiceHome  # noqa: E402
-from deployctl.wire.orders import LabelRow  # noqa: E402
 
 ROLLOUT = "m-1-cafe"
 WALL = "2026-01-01T12:00:00.000Z"
@@ -121,8 +122,6 @@ def inspect(
 
 
 def _answer(asked: Row, said: str, sure: float) -> Row:
-    from dataclasses import replace
-
     return replace(asked, prediction=said, confidence=sure)
 
 

@@ -48,7 +48,7 @@ ENOUGH = 30
 ALIKE = 0.02
 """A version whose difference from a person is within this, its whole interval, is about as good as a person."""
 
-MAX_CLASSES = 40
+MAX_CLASSES = 24
 MAX_MATRIX = 16
 MAX_EXAMPLES = 20
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
+from deployctl.core.agreement import Coefficient
 from deployctl.core.ceiling import AgainstPeople
 from deployctl.core.report import ClassRow, Comparison, Matrix, Report, VersionReport
 from deployctl.views import figures
@@ -16,8 +17,8 @@ from deployctl.views.charts import Axis, Range, axis_for, curve, ranges
 from deployctl.views.report_style import STYLE
 
 LONGEST_NAME, LONGEST_SENTENCE = 60, 1_200
-MARK_NAME = 18
-"""Characters that a chart has room for beside a row."""
+MARK_CELLS = 15
+"""Columns of text that a chart has room for beside a row."""
 
 CHART_CLASSES = 16
 NAMED_COLUMNS = 6
@@ -42,9 +43,15 @@ def report_page(report: Report) -> str:
 
 
 def text(value: str | None, at_most: int = LONGEST_NAME) -> str:
-    """Somebody else's words, fit for a page."""
+    """Somebody else's words, fit for a page; no number is parted from its percent sign."""
     shown = words.class_name(value)
-    return escape(shown if len(shown) <= at_most else shown[: at_most - 1] + "…")
+    cut = shown if len(shown) <= at_most else shown[: at_most - 1] + "…"
+    return escape(cut.replace(" %", "\N{NO-BREAK SPACE}%"))
+
+
+def _mark(name: str | None) -> str:
+    """A name beside a row of a chart."""
+    return text(words.clip(words.class_name(name), MARK_CELLS).rstrip())
 
 
 # ── the sentence ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -135,7 +142,7 @@ def _agreement(versions: Sequence[VersionReport]) -> str:
     for one in versions:
         assert one.agreement.share is not None
         share, interval = one.agreement.share, one.agreement.wilson
-        name = text(f"version {one.version}", MARK_NAME)
+        name = _mark(f"version {one.version}")
         rows.append(
             Range(name, share, interval, f"{words.share(share)}, {words.between(interval)}", one.role)
         )
@@ -143,22 +150,41 @@ def _agreement(versions: Sequence[VersionReport]) -> str:
     chart = ranges(
         "How often each version agrees with people, with its 95 % interval", rows, axis_for(values)
     )
-    table = _table(
-        "Agreement with people",
-        ("version", "agrees", "95 %, Wilson", "95 %, exact", "κ", "AC1"),
+    head = ("version", "labels", "agrees", "95 %, Wilson", "95 %, exact")
+    table = _table("Agreement with people", head, map(_agreement_cells, versions))
+    chance = _table(
+        "Agreement beyond chance",
+        ("beyond chance", "κ", "95 %", "at most", "AC1", "95 %"),
         (
-            (
-                f"{text(one.version)}, {one.role}",
-                words.agreement_words(one.agreement),
-                words.between(one.agreement.wilson),
-                words.between(one.agreement.exact) or "not for shares",
-                words.coefficient_words(one.kappa) if one.kappa else "unknown",
-                words.coefficient_words(one.ac1) if one.ac1 else "unknown",
-            )
+            (_who(one), *_coefficient(one.kappa, largest=True), *_coefficient(one.ac1, largest=False))
             for one in versions
         ),
     )
-    return _figure("Agreement with people", chart, table)
+    return _figure("Agreement with people", chart, table + chance)
+
+
+def _agreement_cells(one: VersionReport) -> tuple[str, ...]:
+    agreement = one.agreement
+    return (
+        _who(one),
+        f"{agreement.n:,}",
+        words.share(agreement.share),
+        words.between(agreement.wilson),
+        words.between(agreement.exact) or "not for shares",
+    )
+
+
+def _coefficient(one: Coefficient | None, *, largest: bool) -> list[str]:
+    """κ has what it can be at most, AC1 has not."""
+    if one is None:
+        return ["unknown"] + [""] * (2 if largest else 1)
+    low, high = one.interval
+    cells = [f"{one.value:.2f}", f"{low:.2f} to {high:.2f}"]
+    return [*cells, f"{one.largest:.2f}" if one.largest is not None else ""] if largest else cells
+
+
+def _who(one: VersionReport) -> str:
+    return f'{text(one.version)} <span class="role">{one.role}</span>'
 
 
 def _in_a_persons_place(versions: Sequence[VersionReport], report: Report) -> str:
@@ -167,7 +193,7 @@ def _in_a_persons_place(versions: Sequence[VersionReport], report: Report) -> st
         beside = one.against
         assert beside is not None
         difference = beside.difference
-        name = text(f"version {one.version}", MARK_NAME)
+        name = _mark(f"version {one.version}")
         rows.append(
             Range(
                 name, difference.difference, difference.interval, words.against_difference(beside), one.role
@@ -182,7 +208,7 @@ def _in_a_persons_place(versions: Sequence[VersionReport], report: Report) -> st
         reference=0.0,
         points=True,
     )
-    head = ("version", "a person agrees", "the version agrees", "difference, points", "with one person")
+    head = ("version", "a person", "the version", "difference, points", "requests")
     people = report.labels.people
     note = (
         f"One person is left out at a time and compared with what most of the others say; the version is compared with the same "
@@ -192,12 +218,13 @@ def _in_a_persons_place(versions: Sequence[VersionReport], report: Report) -> st
 
 
 def _person_line(one: VersionReport, beside: AgainstPeople) -> tuple[str, ...]:
+    low, high = (figures.points(end) for end in beside.difference.interval)
     return (
-        f"{text(one.version)}, {one.role}",
+        _who(one),
         words.share(beside.person),
         words.share(beside.version),
-        words.against_difference(beside),
-        words.share(beside.with_one),
+        f"{figures.points(beside.difference.difference)} [{low}, {high}]",
+        f"{beside.n:,}",
     )
 
 
@@ -218,7 +245,7 @@ def _compared(one: Comparison) -> str:
             f"By how many points version {second} is right more often than version {first}, with its 95 % interval",
             [
                 Range(
-                    text(f"{one.second} against {one.first}", MARK_NAME),
+                    _mark(f"{one.second} against {one.first}"),
                     found.difference,
                     found.interval,
                     "",
@@ -238,7 +265,7 @@ def _compared(one: Comparison) -> str:
         ]
     heading = f"Version {second} against version {first}"
     note = "On the same requests, so what is hard is as hard for both. The interval is Bonett and Price's for pairs."
-    return _figure(heading, chart, _table(heading, ("", "figure"), lines), note)
+    return _figure(heading, chart, _table(heading, (), lines), note)
 
 
 # ── version by version ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,7 +273,7 @@ def _compared(one: Comparison) -> str:
 
 def _versions(report: Report) -> Iterator[str]:
     for one in sorted(report.versions, key=lambda version: version.role == "baseline"):
-        yield f'<section class="version"><h2>Version {text(one.version)}, {one.role}</h2><p>{words.answers_words(one)}.'
+        yield f'<section class="version"><h2>Version {text(one.version)}, {one.role}</h2><p>Answers: {words.answers_words(one)}.'
         yield f" Labelled: {words.coverage_words(one.coverage)}."
         if one.accepted.n:
             yield (
@@ -256,6 +283,7 @@ def _versions(report: Report) -> Iterator[str]:
         yield "</p>"
         if one.classes:
             yield _by_class(one)
+            yield _labels_by_class(one)
             yield _confusion(one.matrix)
         if one.calibration and one.agreement.n:
             yield from _calibration(one)
@@ -270,7 +298,7 @@ def _by_class(one: VersionReport) -> str:
     if charted:
         rows = [
             Range(
-                text(row.name, MARK_NAME),
+                _mark(row.name),
                 row.recall or 0.0,
                 row.interval,
                 f"{words.share(row.recall)}, {words.between(row.interval)}",
@@ -287,15 +315,12 @@ def _by_class(one: VersionReport) -> str:
             axis_for(inside),
             reference=overall,
         )
-    head = ("class", "people say it", "agrees", "interval", "", "precision", "labelled", "label after")
-    table = _table("By class", head, map(_class_cells, one.classes))
-    note = (
-        "Classes by what people say. Intervals and verdicts hold for all classes together (Holm); with fewer than 30 labels none is "
-        "given. Where the share that is labelled differs much between classes, the agreement on all is that of the labelled ones."
-    )
+    head = ("people say", "labels", "agrees", "interval", "")
+    table = _table("Agreement by class", head, map(_class_cells, one.classes))
+    note = "Classes by what people say. Intervals and verdicts hold for all classes together (Holm); none is given with fewer than 30 labels."
     if one.more_classes:
         note += f" {one.more_classes:,} rarer classes are not shown."
-    return _figure("By class", chart, table, note)
+    return _figure("Agreement by class", chart, table, note)
 
 
 def _class_cells(row: ClassRow) -> tuple[str, ...]:
@@ -305,9 +330,29 @@ def _class_cells(row: ClassRow) -> tuple[str, ...]:
         words.share(row.recall),
         words.between(row.interval),
         f'<span class="state {row.state}">{words.STATES[row.state] or "like the others"}</span>',
-        words.share(row.precision),
-        words.share(row.coverage.share),
-        words.duration(row.coverage.delay_p50),
+    )
+
+
+def _labels_by_class(one: VersionReport) -> str:
+    head = ("it says", "answers", "labelled", "", "label after, p50", "p95", "right (precision)")
+    table = _table("Labels by class", head, map(_label_cells, one.classes))
+    note = (
+        "Classes by what the version says. Where the labelled share differs much between them, the agreement on all is that of the "
+        "labelled ones, and not of all answers."
+    )
+    return _figure("Labels by class", "", table, note)
+
+
+def _label_cells(row: ClassRow) -> tuple[str, ...]:
+    covered = row.coverage
+    return (
+        text(row.name),
+        f"{covered.answered:,}",
+        f"{covered.labelled:,}",
+        words.share(covered.share) if covered.answered else "",
+        words.duration(covered.delay_p50) if covered.labelled else "",
+        words.duration(covered.delay_p95) if covered.labelled else "",
+        words.share(row.precision) if row.precision is not None else "",
     )
 
 
@@ -410,8 +455,8 @@ def _examples(one: VersionReport) -> str:
         (
             (
                 f"<code>{text(each.id) if each.id else 'no id'}</code>",
-                text(each.predicted),
-                text(each.label) if each.label is not None else "a tie",
+                f'<span class="long">{text(each.predicted)}</span>',
+                f'<span class="long">{text(each.label) if each.label is not None else "a tie"}</span>',
                 words.number(each.confidence),
                 f"{each.for_it} of {each.votes}",
             )
@@ -448,17 +493,18 @@ def _reading(report: Report) -> Iterator[str]:
 def _figure(heading: str, chart: str, table: str, note: str = "") -> str:
     drawn = f'<div class="chart">{chart}</div>' if chart else ""
     said = f'<p class="note">{note}</p>' if note else ""
-    return f'<h3>{heading}</h3><div class="pair{"" if chart else " alone"}">{drawn}{table}</div>{said}'
+    return f'<h3>{heading}</h3><div class="pair{"" if chart else " alone"}">{drawn}<div>{table}</div></div>{said}'
 
 
 def _table(name: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already; the first of a line is its heading."""
     heads = "".join(f'<th scope="col">{one}</th>' if one else "<td></td>" for one in head)
+    above = f"<thead><tr>{heads}</tr></thead>" if head else ""
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
         for first, *rest in lines
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{name}, table"><table>'
-        f'<caption class="hidden">{name}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<caption class="hidden">{name}</caption>{above}<tbody>{body}</tbody></table></div>'
     )

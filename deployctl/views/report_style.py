@@ -14,21 +14,21 @@ STYLE = """
 html{background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif;
 -webkit-text-size-adjust:100%}
 body{margin:0}
-main{max-width:62rem;margin:0 auto;padding:clamp(1.5rem,5vw,4rem) clamp(1rem,4vw,2.5rem) 3rem}
-p,h1,h2,h3,dd,th,td,code{overflow-wrap:anywhere}
+main{max-width:66rem;margin:0 auto;padding:clamp(1.5rem,5vw,4rem) clamp(1rem,4vw,2.5rem) 3rem}
+p,h1,h2,h3,dd,tbody th,code{overflow-wrap:anywhere}
 header{padding-bottom:2rem}
 .kicker{margin:0 0 1.25rem;font-weight:650;letter-spacing:.01em}
 .kicker span{color:var(--soft);font-weight:400;margin-left:.6em}
-h1{font-size:clamp(1.45rem,3.4vw,2.05rem);line-height:1.28;font-weight:620;letter-spacing:-.014em;margin:0 0 1.25rem;
+h1{font-size:clamp(1.4rem,2.9vw,1.8rem);line-height:1.32;font-weight:600;letter-spacing:-.014em;margin:0 0 1.25rem;
 text-wrap:pretty}
 header p{max-width:46rem;margin:.5rem 0}
 .decision{color:var(--soft);padding-top:.5rem}
 .badge{display:inline-block;margin-right:.5em;padding:.06rem .6rem;border:1px solid currentColor;border-radius:99px;font-size:.82rem;
 font-weight:600;color:var(--soft)}
 .badge.pass{color:var(--good)}.badge.fail{color:var(--bad)}.badge.inconclusive{color:var(--open)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,12.5rem),1fr));gap:1px;background:var(--rule);
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,12.5rem),1fr));gap:1px;background:var(--card);
 border:1px solid var(--rule);border-radius:12px;overflow:hidden}
-.tile{background:var(--card);padding:1.1rem 1.25rem 1.15rem}
+.tile{box-shadow:0 0 0 1px var(--rule);padding:1.1rem 1.25rem 1.15rem}
 .tile p{margin:0}
 .of{font-size:.85rem;color:var(--soft)}
 .value{font-size:1.9rem;line-height:1.25;font-weight:620;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
@@ -40,18 +40,21 @@ h2{font-size:1.32rem;line-height:1.3;font-weight:640;letter-spacing:-.01em;margi
 h2+p{max-width:46rem;margin:.25rem 0 1rem;color:var(--soft)}
 h3{font-size:1.02rem;font-weight:640;margin:2.25rem 0 .6rem}
 .pair{display:grid;grid-template-columns:minmax(0,1fr);gap:1rem 2rem;align-items:start}
-@media(min-width:54rem){.pair{grid-template-columns:minmax(0,5fr) minmax(0,6fr)}.pair.alone{grid-template-columns:minmax(0,36rem)}}
+@media(min-width:54rem){.pair{grid-template-columns:minmax(0,9fr) minmax(0,11fr)}.pair.alone{grid-template-columns:minmax(0,44rem)}}
 .chart svg{display:block;width:100%;max-width:27rem;height:auto}
 .note,.ids,.unknown{font-size:.86rem;color:var(--soft);max-width:46rem;margin:.7rem 0 0}
 .ids code{margin-right:.1em}
 .scroll{overflow-x:auto;max-width:100%}
 .scroll:focus-visible{outline:2px solid var(--accent);outline-offset:3px;border-radius:4px}
 table{border-collapse:collapse;width:100%;font-size:.86rem;line-height:1.4;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:.42rem .9rem .42rem 0;border-bottom:1px solid var(--rule);vertical-align:top;font-weight:400;
-min-width:3.2rem}
+th,td{text-align:left;padding:.42rem .8rem .42rem 0;border-bottom:1px solid var(--rule);vertical-align:top;font-weight:400;
+white-space:nowrap}
 td:last-child,th:last-child{padding-right:0}
 thead th,thead td{color:var(--soft);font-size:.8rem;vertical-align:bottom;overflow-wrap:normal}
-tbody th{font-weight:560;min-width:6.5rem;max-width:16rem}
+tbody th{font-weight:560;min-width:4.5rem;max-width:16rem;white-space:normal}
+.role{display:block;white-space:nowrap;color:var(--soft);font-weight:400;font-size:.92em}
+td .long{display:block;white-space:normal;overflow-wrap:anywhere;min-width:7rem;max-width:16rem}
+.scroll+.scroll{margin-top:1.25rem}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 .state.below{color:var(--bad);font-weight:600}.state.above{color:var(--good);font-weight:600}
@@ -90,5 +93,5 @@ footer p{margin:0}
 html{font-size:10.5pt}main{max-width:none;padding:0}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 h2,h3{break-after:avoid}.pair,.tile,tr{break-inside:avoid}.scroll{overflow:visible}section+section{margin-top:1.75rem}
-.pair{grid-template-columns:minmax(0,5fr) minmax(0,6fr)}@page{margin:16mm}}
+.pair{grid-template-columns:minmax(0,9fr) minmax(0,11fr)}@page{margin:16mm}}
 """

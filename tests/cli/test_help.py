@@ -10,7 +10,7 @@ from cli_rig import ROOT
 
 VERBS = [
     "demo", "init", "lint", "plan", "up", "down", "rollback", "promote", "pause", "resume", "status", "list", "history",
-    "explain",
+    "explain", "report",
 ]  # fmt: skip
 HEAVY = {
     "numpy",
