@@ -127,7 +127,7 @@ def test_disputed_requests_are_left_out_of_agreement_and_shown(line):
     assert (found.labels.labelled, found.labels.disputed, found.labels.disputed_ids) == (1, 1, ("r0",))
     assert found.labels.people.pairwise == 0.5  # of people's agreement they are a part
     assert found.versions[1].against.n == 2
-    assert "1 requests disputed" in screen(found)
+    assert "1 request disputed" in screen(found)
 
 
 def test_the_rules_of_the_manifest_say_what_is_true(tmp_path):

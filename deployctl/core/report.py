@@ -204,7 +204,8 @@ def report_of(recorded: Recorded) -> Report:
     judged = {arm: judge(recorded.answers, rows[arm], truth) for arm in arms}
     everybody = truth if rules.expert is None else adjudicate(votes, LabelRules())
     people = people_of(everybody.tally)
-    parts = [_version(recorded, arm, rows[arm], judged[arm], everybody, people, shown) for arm in arms]
+    named = _named(recorded, truth, list(judged.values()))
+    parts = [_version(recorded, arm, rows[arm], judged[arm], everybody, people, shown, named) for arm in arms]
     first, *others = arms
     comparisons = tuple(
         _comparison(
@@ -220,7 +221,7 @@ def report_of(recorded: Recorded) -> Report:
         strategy=plan.strategy,
         sentence=" ".join(part.sentence for part in tried),
         decision=decision,
-        labels=_labels(recorded, votes, truth, foreign, people),
+        labels=_labels(recorded, votes, truth, foreign, people, named),
         versions=tuple(parts),
         comparisons=comparisons,
     )
@@ -236,8 +237,11 @@ def _of_classes(recorded: Recorded, votes: Votes) -> tuple[Votes, int]:
     return votes.where(kept), int(np.count_nonzero(~kept))
 
 
-def _labels(recorded: Recorded, votes: Votes, truth: Truth, foreign: int, people: People) -> Labels:
+def _labels(
+    recorded: Recorded, votes: Votes, truth: Truth, foreign: int, people: People, named: dict[int, str]
+) -> Labels:
     rules = recorded.rollout.plan.labels
+    disputed = [named[row] for row in _rows_of(recorded, truth.disputed[:MAX_EXAMPLES])]
     return Labels(
         adjudicate=rules.adjudicate,
         votes_needed=1 if rules.expert is not None else rules.votes,
@@ -245,7 +249,7 @@ def _labels(recorded: Recorded, votes: Votes, truth: Truth, foreign: int, people
         annotators=len(np.unique(votes.annotator[votes.annotator >= 0])),
         labelled=len(truth.request),
         disputed=len(truth.disputed),
-        disputed_ids=tuple(_ids_of(recorded, truth.disputed[:MAX_EXAMPLES])),
+        disputed_ids=tuple(filter(None, disputed)),
         waiting=truth.waiting,
         foreign=foreign,
         unmatched=recorded.unmatched,
@@ -254,21 +258,35 @@ def _labels(recorded: Recorded, votes: Votes, truth: Truth, foreign: int, people
     )
 
 
-def _ids_of(recorded: Recorded, requests: Ints) -> list[str]:
-    """The ids of requests, which stand beside their answers; without one where none was written down."""
-    if not len(requests):
-        return []
+def _rows_of(recorded: Recorded, requests: Ints) -> list[int]:
+    """The first answer to each of these requests."""
     asked = recorded.answers.request
-    rows = np.flatnonzero(np.isin(asked, requests))
+    rows = np.flatnonzero(np.isin(asked, requests)) if len(requests) else requests
     _, firsts = np.unique(asked[rows], return_index=True)
-    return [identity for identity in recorded.ids(rows[firsts].tolist()) if identity]
+    found: list[int] = rows[firsts].tolist()
+    return found
+
+
+def _named(recorded: Recorded, truth: Truth, judged: list[Judged]) -> dict[int, str]:
+    """The ids of the rows that a report names, by row: all at once, as the whole log is read for them."""
+    wanted = _rows_of(recorded, truth.disputed[:MAX_EXAMPLES])
+    for one in judged:
+        wanted += one.row[surest_wrong(recorded.answers, one, MAX_EXAMPLES)].tolist()
+    return dict(zip(wanted, recorded.ids(wanted), strict=True)) if wanted else {}
 
 
 # ── one version ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _version(
-    recorded: Recorded, arm: int, rows: Ints, judged: Judged, everybody: Truth, people: People, shown: Votes
+    recorded: Recorded,
+    arm: int,
+    rows: Ints,
+    judged: Judged,
+    everybody: Truth,
+    people: People,
+    shown: Votes,
+    named: dict[int, str],
 ) -> VersionReport:
     answers, version = recorded.answers, recorded.versions[arm]
     mine = answers.version == arm
@@ -295,7 +313,7 @@ def _version(
         matrix=_matrix(recorded, table),
         calibration=calibration_of(answers.confidence[judged.row], judged.right),
         accepted=share_of(*acceptance(answers, seen, shown)),
-        examples=_examples(recorded, judged, everybody),
+        examples=_examples(recorded, judged, everybody, named),
         contradicted=int(np.count_nonzero(judged.right < 0.5)),
     )
 
@@ -351,24 +369,25 @@ def _matrix(recorded: Recorded, table: Confusion) -> Matrix:
     return Matrix(tuple(_name(recorded, one) for one in shown), others, tuple(map(tuple, lines)))
 
 
-def _examples(recorded: Recorded, judged: Judged, everybody: Truth) -> tuple[Example, ...]:
+def _examples(
+    recorded: Recorded, judged: Judged, everybody: Truth, named: dict[int, str]
+) -> tuple[Example, ...]:
     at = surest_wrong(recorded.answers, judged, MAX_EXAMPLES)
     rows = judged.row[at]
-    ids = recorded.ids(rows.tolist()) if len(rows) else []
     for_it = votes_for(everybody.tally, judged.request[at], judged.predicted[at])
     voters = everybody.tally.voters[np.searchsorted(everybody.tally.requests, judged.request[at])]
     confidence = recorded.answers.confidence[rows].tolist()
     return tuple(
         Example(
-            id=identity,
+            id=named[row],
             predicted=_name(recorded, predicted),
             label=_name(recorded, label),
             confidence=sure if np.isfinite(sure) else None,
             for_it=int(agreeing),
             votes=votes,
         )
-        for identity, predicted, label, sure, agreeing, votes in zip(
-            ids,
+        for row, predicted, label, sure, agreeing, votes in zip(
+            rows.tolist(),
             judged.predicted[at].tolist(),
             judged.label[at].tolist(),
             confidence,

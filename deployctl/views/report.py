@@ -75,7 +75,7 @@ def _label_lines(labels: Labels) -> Iterator[Text]:
     yield _fact("labels", labels_words(labels))
     if labels.disputed or labels.waiting:
         yield _fact(
-            "left out", f"{labels.disputed:,} requests disputed, {labels.waiting:,} with too few votes"
+            "left out", f"{requests(labels.disputed)} disputed, {labels.waiting:,} with too few votes"
         )
     if labels.disputed_ids:
         yield _fact("disputed", ", ".join(clip(one, 24).rstrip() for one in labels.disputed_ids[:2]) + " …")
@@ -87,9 +87,7 @@ def _label_lines(labels: Labels) -> Iterator[Text]:
             f"two people {share(people.pairwise)}, one with the rest {share(people.one_with_rest)}, "
             f"alpha {number(people.alpha)}",
         )
-    yield _fact(
-        "labelled by two", f"{people.doubly:,} requests" if people.doubly else "none: ceiling unknown"
-    )
+    yield _fact("labelled by two", requests(people.doubly) if people.doubly else "none: ceiling unknown")
 
 
 def _version_lines(version: VersionReport) -> Iterator[Text]:
@@ -208,7 +206,13 @@ def labels_words(labels: Labels) -> str:
     people = "person" if labels.annotators == 1 else "people"
     by = f" by {labels.annotators:,} {people}" if labels.annotators else ""
     rule = f"{labels.adjudicate} of {labels.votes_needed}" if labels.votes_needed > 1 else labels.adjudicate
-    return f"{labels.votes:,} votes{by} on {labels.labelled:,} requests, adjudicated by {printable(rule)}"
+    votes = "1 vote" if labels.votes == 1 else f"{labels.votes:,} votes"
+    return f"{votes}{by} on {requests(labels.labelled)}, adjudicated by {printable(rule)}"
+
+
+def requests(n: int) -> str:
+    """So many requests."""
+    return "1 request" if n == 1 else f"{n:,} requests"
 
 
 def unused_words(labels: Labels) -> str:

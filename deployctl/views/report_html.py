@@ -80,8 +80,8 @@ def _glance(report: Report) -> Iterator[str]:
     yield f"<p>{text(words.labels_words(labels), 200)}."
     if labels.disputed or labels.waiting:
         yield (
-            f" {labels.disputed:,} requests are disputed, as many people say one thing as another, and are left out; "
-            f"{labels.waiting:,} have too few votes."
+            f" Left out: {words.requests(labels.disputed)} of which as many people say one thing as another, and "
+            f"{labels.waiting:,} with too few votes."
         )
     if unused := words.unused_words(labels):
         yield f" Used for nothing: {unused}."
