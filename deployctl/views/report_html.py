@@ -334,7 +334,7 @@ def _class_cells(row: ClassRow) -> tuple[str, ...]:
 
 
 def _labels_by_class(one: VersionReport) -> str:
-    head = ("it says", "answers", "labelled", "", "label after, p50", "p95", "right (precision)")
+    head = ("it says", "answers", "labelled", "share", "label after, p50", "p95", "right (precision)")
     table = _table("Labels by class", head, map(_label_cells, one.classes))
     note = (
         "Classes by what the version says. Where the labelled share differs much between them, the agreement on all is that of the "
@@ -387,8 +387,7 @@ def _heat(count: int, share: float, *, same: bool) -> str:
     kind = "same" if same else "other"
     if not count:
         return '<td class="none">0</td>'
-    strong = " strong" if share > 0.55 else ""
-    return f'<td class="{kind}{strong}" style="--heat:{100 * share:.0f}%">{count:,}</td>'
+    return f'<td class="{kind}" style="--heat:{100 * share:.0f}%">{count:,}</td>'
 
 
 def _calibration(one: VersionReport) -> Iterator[str]:

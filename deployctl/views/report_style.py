@@ -15,7 +15,8 @@ html{background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-sy
 -webkit-text-size-adjust:100%}
 body{margin:0}
 main{max-width:66rem;margin:0 auto;padding:clamp(1.5rem,5vw,4rem) clamp(1rem,4vw,2.5rem) 3rem}
-p,h1,h2,h3,dd,tbody th,code{overflow-wrap:anywhere}
+p,h1,h2,h3,dd,code{overflow-wrap:anywhere}
+tbody th{overflow-wrap:break-word}
 header{padding-bottom:2rem}
 .kicker{margin:0 0 1.25rem;font-weight:650;letter-spacing:.01em}
 .kicker span{color:var(--soft);font-weight:400;margin-left:.6em}
@@ -63,9 +64,8 @@ code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .matrix td,.matrix thead th{text-align:right;padding:.42rem .6rem;min-width:2.6rem}
 .matrix thead th:first-child,.matrix tbody th{text-align:left;padding-left:0}
 .matrix td{border:1px solid var(--paper);border-radius:3px}
-.matrix td.same{background:color-mix(in srgb,var(--accent) calc(var(--heat)*.75),transparent)}
-.matrix td.other{background:color-mix(in srgb,var(--other) calc(var(--heat)*1.6 + 6%),transparent)}
-.matrix td.strong{color:var(--paper);font-weight:600}
+.matrix td.same{background:color-mix(in srgb,var(--accent) calc(var(--heat)*.45),transparent);font-weight:600}
+.matrix td.other{background:color-mix(in srgb,var(--other) min(45%,calc(var(--heat)*1.2 + 5%)),transparent)}
 .matrix td.none{color:color-mix(in srgb,var(--soft) 55%,transparent)}
 .matrix abbr{text-decoration:none}
 .number{color:var(--soft);margin-right:.3em}
@@ -93,5 +93,5 @@ footer p{margin:0}
 html{font-size:10.5pt}main{max-width:none;padding:0}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 h2,h3{break-after:avoid}.pair,.tile,tr{break-inside:avoid}.scroll{overflow:visible}section+section{margin-top:1.75rem}
-.pair{grid-template-columns:minmax(0,9fr) minmax(0,11fr)}@page{margin:16mm}}
+.pair{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}table{font-size:8pt}th,td{padding-right:.5rem}@page{margin:16mm}}
 """
