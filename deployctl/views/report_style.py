@@ -93,5 +93,6 @@ footer p{margin:0}
 html{font-size:10.5pt}main{max-width:none;padding:0}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 h2,h3{break-after:avoid}.pair,.tile,tr{break-inside:avoid}.scroll{overflow:visible}section+section{margin-top:1.75rem}
-.pair{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}table{font-size:8pt}th,td{padding-right:.5rem}@page{margin:16mm}}
+.pair{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}.pair.alone{grid-template-columns:minmax(0,1fr)}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(9rem,1fr))}table{font-size:8pt}th,td{padding-right:.5rem}@page{margin:16mm}}
 """
