@@ -90,8 +90,13 @@ class Browser:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait(PATIENCE)
+        """End it and, by asking, the processes that it started."""
+        self._session = None
+        self._call("Browser.close")
+        try:
+            self._process.wait(PATIENCE)
+        finally:
+            self._process.kill()
         os.close(self._to)
         os.close(self._from)
 
