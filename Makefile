@@ -1,9 +1,9 @@
-# setup · check · test · bench · bench-verdict · demo · lock. The second run of any of them needs no network.
+# setup · check · test · bench · bench-verdict · demo · demo-shadow · lock. The second run of any of them needs no network.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup check test bench bench-verdict demo lock
+.PHONY: setup check test bench bench-verdict demo demo-shadow lock
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -33,6 +33,9 @@ bench-verdict: setup
 
 demo: setup
 	@$(BIN)/deployctl demo
+
+demo-shadow: setup
+	@$(BIN)/deployctl demo shadow
 
 # Every package with every hash, for any platform; names no index, so that a mirror serves as well. Takes minutes.
 lock: setup

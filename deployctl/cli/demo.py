@@ -116,13 +116,17 @@ def run_demo(which: str | None, as_json: bool) -> int:
 
     Raises InvalidError for a demo that does not exist or without scikit-learn, UnavailableError without its files.
     """
+    if which == "shadow":
+        from deployctl.cli.demo_shadow import run_shadow_demo  # noqa: PLC0415 - it stands on this module
+
+        return run_shadow_demo(as_json=as_json)
     _refuse(which)
-    files = _demo_files()
+    files = demo_files()
     home = Path(tempfile.mkdtemp(prefix="deployctl-demo-"))
     stage = Stage(home, tell=note if as_json else say, as_json=as_json)
     stories: list[Story] = []
     problem: str | None = None
-    with _sigterm_as_interrupt():
+    with sigterm_as_interrupt():
         try:
             _copy_files(files, home)
             _play(stage, stories)
@@ -322,10 +326,13 @@ class Callers:
 class Stage:
     """The processes of one demo: what starts here is stopped here."""
 
-    def __init__(self, home: Path, tell: Callable[[str], None], *, as_json: bool) -> None:
+    def __init__(
+        self, home: Path, tell: Callable[[str], None], *, as_json: bool, service: str = SERVICE
+    ) -> None:
         self.tell = tell
         self.callers = Callers(home / "traffic.log")
         self._home = home
+        self._service = service
         self._as_json = as_json
         self._traffic: subprocess.Popen[bytes] | None = None
         self._service_started = False
@@ -339,25 +346,33 @@ class Stage:
             "PYTHONPATH": path,  # a clone that is not installed works, too
         }
 
-    def start_service(self) -> None:
+    def start_service(self, manifest: str = FIRST_MANIFEST) -> None:
         """`up`, and where it listens."""
         self._service_started = True
-        code = self.follow("up", FIRST_MANIFEST, "--detach")
+        code = self.follow("up", manifest, "--detach")
         if code != Exit.DONE:
             raise DemoError(f"`deployctl up` ended with exit code {code}")
-        status = self.ask("status", SERVICE)
+        status = self.ask("status", self._service)
         self._supervisor = (status.get("pids") or {}).get("supervisor")
         self._url = str(status.get("url") or "")
         if not self._url:
             raise DemoError("`deployctl status` shows no url")
 
     def start_traffic(self) -> None:
-        """Callers, and people who label what they sent; in a session of its own, so that Ctrl-C does not reach it."""
-        arguments = ("examples/digits/traffic.py", "--url", self._url, *TRAFFIC)
+        """Callers, and people who label what they sent."""
+        shown = ("examples/digits/traffic.py", *TRAFFIC)
+        self.start_script(*shown, quietly=("--verbose", "--every", str(REPORT_SECONDS)))
+
+    def start_script(self, script: str, *more: str, quietly: tuple[str, ...] = ()) -> None:
+        """A script of the examples against the service; in a session of its own, so that Ctrl-C does not reach it.
+
+        `quietly` is not shown to the user.
+        """
+        arguments = (script, "--url", self._url, *more)
         self.tell(f"\n$ python {' '.join(arguments)} &")
         with (self._home / "traffic.log").open("wb") as log, (self._home / "traffic.json").open("wb") as out:
             self._traffic = subprocess.Popen(  # noqa: S603 - our own script
-                [sys.executable, *arguments, "--verbose", "--every", str(REPORT_SECONDS)],
+                [sys.executable, *arguments, *quietly],
                 cwd=self._home,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -409,18 +424,22 @@ class Stage:
 
     def stop(self) -> Document:
         """Ends traffic and service and returns what callers have seen in all. Safe whatever has been started."""
-        if self._traffic is not None:
-            _end(self._traffic)
+        self.stop_traffic()
         if self._service_started:
-            self.tell(f"\n$ deployctl down {SERVICE}")
+            self.tell(f"\n$ deployctl down {self._service}")
             try:
-                stopped = self._quietly("down", SERVICE).returncode == 0
+                stopped = self._quietly("down", self._service).returncode == 0
             except DemoError:
                 stopped = False
             if not stopped and self._supervisor is not None:
                 with suppress(ProcessLookupError):  # its children go with it
                     os.kill(self._supervisor, signal.SIGKILL)
         return self._summary()
+
+    def stop_traffic(self) -> None:
+        """No more requests from here on."""
+        if self._traffic is not None:
+            _end(self._traffic)
 
     def _summary(self) -> Document:
         with suppress(FileNotFoundError):
@@ -456,7 +475,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -468,17 +487,17 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 def _refuse(which: str | None) -> None:
-    if which in {"shadow", "blue-green"}:
-        raise InvalidError(f"demo {which}: not supported yet; try deployctl demo canary")
+    if which == "blue-green":
+        raise InvalidError("demo blue-green: not supported yet; try deployctl demo canary")
     if which not in {None, "canary"}:
-        raise InvalidError(f"unknown demo {which!r}; known: canary")
+        raise InvalidError(f"unknown demo {which!r}; known: canary, shadow")
     if importlib.util.find_spec("sklearn") is None:
         raise InvalidError(
             "the demo's digits come with scikit-learn, which is missing: pip install 'deployctl[demo]'"
         )
 
 
-def _demo_files() -> Path:
+def demo_files() -> Path:
     """The folder that holds manifests/ and examples/: inside the package when installed, else the clone."""
     package = Path(deployctl.__file__).parent
     for folder in (package / "_demo", package.parent):

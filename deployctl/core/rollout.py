@@ -422,6 +422,8 @@ def _decide_after(rollout: Rollout, verdict: Verdict, now: float) -> Event | Non
 
 
 def _learned_words(learned: Learned) -> str:
+    if not learned.rates:
+        return "nothing has to be learnt first: every metric has its limit"
     if not learned.thresholds:
         return f"learnt from {learned.answers} baseline answers"
     limits = " / ".join(f"{threshold:.3g}" for threshold in learned.thresholds)
