@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +43,37 @@ def run_plan(
     traffic = Traffic(rate, rate if label_rate is None else label_rate, base_rate)
     steps = forecast(compiled, traffic)
     difference = next((words for _, theirs in checked if (words := _difference(ours, theirs))), None)
+    order = None if difference else _class_order(manifest)
     if as_json:
-        show_document(_document(manifest, compiled, traffic, steps, difference))
+        show_document(_document(manifest, compiled, traffic, steps, Differences(difference, order)))
     else:
-        for line in _lines(manifest, compiled, traffic, steps, difference):
+        for line in _lines(manifest, compiled, traffic, steps, Differences(difference, order)):
             say(line)
-    return Exit.INVALID if difference else Exit.DONE
+    return Exit.INVALID if difference or order else Exit.DONE
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """How a candidate differs from the baseline in what callers rely on: its signature, the order of its classes."""
+
+    signature: str | None
+    class_order: str | None
+
+
+def _class_order(manifest: Manifest) -> str | None:
+    """Which candidate seems to name its classes in another order than the baseline, and why; None where none does."""
+    from deployctl.serving.class_order import class_order_problem  # noqa: PLC0415 - as above
+    from deployctl.serving.model import Model  # noqa: PLC0415 - as above
+
+    reading = manifest.prediction
+    if manifest.baseline is None or reading is None or reading.read != "argmax":
+        return None
+    baseline = Model(manifest.baseline.path, _digest(manifest.baseline))
+    for candidate in manifest.candidates:
+        model = Model(candidate.path, _digest(candidate))
+        if problem := class_order_problem(baseline, model, reading.output, reading.classes):
+            return f"version {candidate.version}: {problem}"
+    return None
 
 
 def _checked(model: ModelRef) -> tuple[Version, dict[str, Any]]:
@@ -56,14 +81,18 @@ def _checked(model: ModelRef) -> tuple[Version, dict[str, Any]]:
     from deployctl.core.plan import Version  # noqa: PLC0415 - --help does without
     from deployctl.serving.model import Model  # noqa: PLC0415 - onnxruntime
 
+    found = _digest(model)
+    report = Model(model.path, model.digest or found).report()
+    return Version(model.version, found), report
+
+
+def _digest(model: ModelRef) -> str:
     try:
-        found = f"sha256:{sha256(model.path.read_bytes()).hexdigest()}"
+        return f"sha256:{sha256(model.path.read_bytes()).hexdigest()}"
     except OSError as error:
         raise InvalidError(
             f"{str(model.path)!r} cannot be read: {error.strerror or error}; a model's uri is relative to the manifest"
         ) from error
-    report = Model(model.path, model.digest or found).report()
-    return Version(model.version, found), report
 
 
 def _difference(ours: dict[str, Any] | None, theirs: dict[str, Any]) -> str | None:
@@ -85,7 +114,7 @@ def _print_service(manifest: Manifest, baseline: Version, *, as_json: bool) -> N
 
 
 def _document(
-    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], difference: str | None
+    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], differ: Differences
 ) -> dict[str, Any]:
     document: dict[str, Any] = _finite(
         {
@@ -94,6 +123,7 @@ def _document(
             "strategy": plan.strategy,
             "baseline": asdict(plan.baseline),
             "candidate": asdict(plan.candidate),
+            "candidates": [asdict(version) for version in plan.candidates],
             "unit": plan.unit,
             "alpha": plan.alpha,
             "beta": plan.beta,
@@ -101,7 +131,8 @@ def _document(
             "on_inconclusive": plan.on_inconclusive.value,
             "keep_warm": plan.keep_warm,
             "assumed": asdict(traffic),
-            "signature_difference": difference,
+            "signature_difference": differ.signature,
+            "class_order_difference": differ.class_order,
             "steps": [asdict(step) for step in steps],
             "typical_seconds": sum(step.typical for step in steps),
             "slow_seconds": sum(step.slow for step in steps),
@@ -120,12 +151,14 @@ def _finite(value: Any) -> Any:
 
 
 def _lines(
-    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], difference: str | None
+    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], differ: Differences
 ) -> Iterator[str]:
     tried = ", ".join(f"version {one.version} ({one.digest[:19]})" for one in plan.candidates)
     live = "people" if plan.people_alone else f"version {plan.baseline.version} ({plan.baseline.digest[:19]})"
     yield f"{manifest.name}: {plan.strategy} of {tried} against {live}"
-    yield f"signatures: {difference or 'inputs and outputs are the same'}"
+    yield f"signatures: {differ.signature or 'inputs and outputs are the same'}"
+    if differ.class_order:
+        yield f"classes: {differ.class_order}"
     yield (
         f"assumed: {traffic.requests_per_second:g} requests/s, {traffic.labels_per_second:g} labels/s, a baseline with "
         f"{100 * traffic.base_rate:g} % bad answers (change with --rate, --label-rate, --base-rate)"

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
@@ -19,6 +20,7 @@ from urllib.parse import unquote
 import msgspec
 
 from deployctl.core.assignment import goes_to_candidate
+from deployctl.core.label import flaw
 from deployctl.core.plan import HUMAN, Split, Version
 from deployctl.router import people
 from deployctl.router.headers import (
@@ -212,6 +214,11 @@ class Server:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             client.fail(400, f'labels are {{"labels": [{{"id": …, "label": …}}]}}: {error}')
             return
+        now = datetime.now(UTC)
+        for at, row in enumerate(rows):
+            if why := flaw(row, now):
+                client.fail(400, f"labels[{at}]: {why}; none of them was taken")
+                return
         if self.outcomes.add_labels(rows):
             client.answer(200, msgspec.json.encode({"accepted": len(rows)}))
         else:

@@ -55,6 +55,13 @@ class Model:
         self._names = [spec.name for spec in self.outputs]
         self.warm_up = self._warm_up(file)
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model's author wrote into it, by key."""
+        return {
+            str(key): str(value) for key, value in self._session.get_modelmeta().custom_metadata_map.items()
+        }
+
     def report(self) -> dict[str, Any]:
         """What the supervisor is told of a model that is ready; the digest is the caller's to add."""
         nonfinite = [

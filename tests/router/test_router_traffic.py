@@ -431,6 +431,11 @@ def test_labels_are_taken_or_refused_with_a_reason(street):
         b"",
         b"[]",
         b'{"labels": [{"id": 1, "label": "7"}]}',
+        b'{"labels": [{"id": "", "label": "7"}]}',
+        b'{"labels": [{"id": "a", "label": ""}]}',
+        b'{"labels": [{"id": "a", "label": "7", "at": "tomorrow"}]}',
+        b'{"labels": [{"id": "a", "label": "7"}, {"id": "b", "label": "7", "at": "2999-01-01T00:00:00Z"}]}',
+        b'{"labels": [{"id": "a", "label": "%b"}]}' % (b"7" * 5000),
         b'{"labels": [{"id": "a"}]}',
         b'{"labels": "\xff"}',
     ):

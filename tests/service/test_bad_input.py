@@ -279,3 +279,12 @@ def test_a_stored_model_that_is_gone_is_9_and_not_served(box):
     shutil.rmtree(box.home.models)
     box.run("up", box.manifest(), "--detach").refused(9, "version 1")
     assert box.supervisor is None
+
+
+def test_a_candidate_with_its_classes_in_another_order_is_caught_by_plan(box):
+    refused = box.run("plan", box.manifest("off", shadow={}, metrics=("error-rate",)))
+    assert refused.code == 2, refused
+    assert "with its classes in another order (0 → 1, 1 → 2, 2 → 0)" in refused.out
+    planned = box.run("plan", box.manifest("off", shadow={}, metrics=("error-rate",)), "-o", "json")
+    assert "another order" in planned.json["class_order_difference"]
+    assert box.run("plan", box.manifest("2")).code == 0
