@@ -21,7 +21,7 @@ from deployctl.controller.loop import Controller
 from deployctl.controller.workers import Worker
 from deployctl.core.assignment import goes_to_candidate
 from deployctl.core.metrics import METRICS
-from deployctl.core.plan import Split
+from deployctl.core.plan import HUMAN, Split
 from deployctl.core.rollout import Event, Rollout
 from deployctl.journal import Journal
 from deployctl.manifest.load import load
@@ -44,6 +44,17 @@ CANARY = {
     "metrics": [{"name": "error-rate", "margin": "2%", "tolerance": {"relative": "10%", "absolute": "0.1%"}}],
 }
 """A short canary: the keys of `spec.strategy.canary`, and the metrics that belong into `spec.analysis`."""
+
+
+SHADOW = {
+    "minLabels": 100,
+    "maxDuration": "60s",
+    "metrics": [{"name": "error-rate", "margin": "2%"}, {"name": "label-error-rate", "margin": "2%"}],
+}
+"""A short shadow, written the same way."""
+
+BUDGETS = [{"name": "error-rate", "max": "2%"}, {"name": "label-error-rate", "max": "10%"}]
+"""The metrics of a shadow over people alone."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,9 @@ class Outcome:
     null: bool
     prediction: str | None
     truth: str
+    serial: int = 0
+    mirrored: bool = False
+    copies: int = 0
 
 
 class FakeTraffic:
@@ -157,6 +171,7 @@ class Callers:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._copying = random.Random(self.seed + 1)
 
     def skip_to(self, now: float) -> None:
         """Nobody called since the last batch."""
@@ -167,17 +182,22 @@ class Callers:
         if split is None or self.per_second <= 0:
             self._next = now
         while self._next < now:
-            self._flying.append(self._answer(split, self._next))
+            request = self._answer(split, self._next)
+            copies = self._copies(split, request)
+            arms = sum(1 << copy.arm for copy in copies)
+            self._flying += [replace(request, serial=self._count, copies=arms), *copies]
             self._next += 1 / self.per_second
         done = [one for one in self._flying if one.start + one.latency_ms / 1000 <= now]
         self._flying = [one for one in self._flying if one.start + one.latency_ms / 1000 > now]
         # Quick answers are reported first, as in life: the controller has to put them in order.
         done.sort(key=lambda one: one.start + one.latency_ms / 1000)
         for one in done:
-            self._count_and_label(one)
+            if not one.mirrored:
+                self._count_and_label(one)
         self.number += 1
-        watermark = min((one.start for one in self._flying), default=now)
-        return batch_of(done, self.number, watermark, self._due_labels(now))
+        watermark = min((one.start for one in self._flying if not one.mirrored), default=now)
+        all_reported = min((one.start for one in self._flying), default=now)
+        return batch_of(done, self.number, watermark, self._due_labels(now), min(watermark, all_reported))
 
     def _answer(self, split: Split, start: float) -> Outcome:
         self._count += 1
@@ -186,7 +206,7 @@ class Callers:
         key = f"user-{self._count % self.keys}" if self.keys else identity
         arm = int(goes_to_candidate(split.salt, key, split.weight)) if split.candidate else 0
         version = (split.candidate if arm else split.baseline).version
-        how = self.versions[version]
+        how = self.versions[version] if version != HUMAN.version else Behaviour(latency_ms=0.1)
         failed = draws[0] < 1 - (1 - how.errors) * (1 - self.shared_errors)
         null = not failed and draws[1] < how.nulls
         truth = int(draws[2] * 10)
@@ -201,16 +221,41 @@ class Callers:
             latency_ms=how.latency_ms * (0.7 + 0.6 * draws[4]),
             status=500 if failed else 200,
             null=null,
-            prediction=prediction,
+            prediction=None if version == HUMAN.version else prediction,
             truth=str(truth),
         )
+
+    def _copies(self, split: Split, request: Outcome) -> list[Outcome]:
+        """What the versions that get copies would have said; errors of an input that is hard for all are not made up."""
+        copies = []
+        copied = split.mirror > 0 and self._copying.random() * 100 < split.mirror
+        for copy in split.copies if copied else ():
+            if copy.arm == request.arm:
+                continue
+            draws = [self._copying.random() for _ in range(5)]
+            how = self.versions.get(copy.version.version, Behaviour())
+            failed, null = draws[0] < how.errors, draws[1] < how.nulls
+            says = str((int(request.truth) + (draws[3] < how.wrong)) % 10)
+            changes = {
+                "arm": copy.arm,
+                "version": copy.version.version,
+                "latency_ms": how.latency_ms * (0.7 + 0.6 * draws[4]),
+                "status": 500 if failed else 200,
+                "null": null and not failed,
+                "prediction": None if failed or null else says,
+                "serial": self._count,
+                "mirrored": True,
+            }
+            copies.append(replace(request, **changes))
+        return copies
 
     def _count_and_label(self, one: Outcome) -> None:
         count = self.served.setdefault(one.version, [0, 0])
         count[0] += 1
-        count[1] += one.status >= 500 or one.null or one.prediction != one.truth
+        by_people = one.version == HUMAN.version
+        count[1] += not by_people and (one.status >= 500 or one.null or one.prediction != one.truth)
         chosen, late = self._random.random(), self._random.random()
-        if chosen < self.labelled and one.prediction is not None:
+        if chosen < self.labelled and (one.prediction is not None or one.version == HUMAN.version):
             low, high = self.label_delay
             at = one.start + one.latency_ms / 1000 + low + (high - low) * late
             heapq.heappush(self._labels, (at, one.id, one.truth))
@@ -224,9 +269,14 @@ class Callers:
 
 
 def batch_of(
-    outcomes: list[Outcome], number: int, watermark: float, labels: list[LabelRow] | None = None
+    outcomes: list[Outcome],
+    number: int,
+    watermark: float,
+    labels: list[LabelRow] | None = None,
+    mirror_watermark: float | None = None,
 ) -> Batch:
-    """Outcomes in the columns of the wire."""
+    """Outcomes in the columns of the wire; those of copies are there where there are copies."""
+    copied = any(one.mirrored or one.copies for one in outcomes)
     return Batch(
         number=number,
         watermark=watermark,
@@ -242,6 +292,10 @@ def batch_of(
         prediction=[one.prediction for one in outcomes],
         labels=labels or [],
         dropped=0,
+        serial=array("Q", [one.serial for one in outcomes]).tobytes() if copied else b"",
+        mirrored=array("b", [one.mirrored for one in outcomes]).tobytes() if copied else b"",
+        copies=array("H", [one.copies for one in outcomes]).tobytes() if copied else b"",
+        mirror_watermark=mirror_watermark,
     )
 
 
@@ -306,14 +360,27 @@ class FakeService:
 
     # ── the verbs ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def up(self, version: str = "1") -> None:
-        asyncio.run(self.commands.up(self._manifest(version, None, CANARY), self._path))
+    def up(self, version: str | None = "1") -> None:
+        """The service starts with this version, or with people alone."""
+        text = (
+            self._manifest(version, None, CANARY)
+            if version is not None
+            else self._manifest(None, ["1"], {**SHADOW, "metrics": BUDGETS}, "shadow")
+        )
+        asyncio.run(self.commands.up(text, self._path))
         self.controller.tick(self.clock)
 
     def ramp(self, candidate: str = "2", canary: dict[str, Any] | None = None) -> str:
         """`canary ramp` from the live version to this one; `canary` changes single keys of CANARY."""
         live = self.controller.service.live.version
         text = self._manifest(live, candidate, {**CANARY, **(canary or {})})
+        return asyncio.run(self.commands.start_rollout(text, self._path, BY))["message"]
+
+    def shadow(self, *candidates: str, shadow: dict[str, Any] | None = None) -> str:
+        """`shadow` of these versions over the live one (or over people); `shadow` changes single keys of SHADOW."""
+        live = self.controller.service.live
+        baseline = None if live == HUMAN else live.version
+        text = self._manifest(baseline, list(candidates), {**SHADOW, **(shadow or {})}, "shadow")
         return asyncio.run(self.commands.start_rollout(text, self._path, BY))["message"]
 
     def rollback(self, reason: str = "", to: str | None = None) -> str:
@@ -378,7 +445,13 @@ class FakeService:
     def _path(self) -> Path:
         return self._models / "rollout.yaml"
 
-    def _manifest(self, baseline: str, candidate: str | None, canary: dict[str, Any]) -> str:
+    def _manifest(
+        self,
+        baseline: str | None,
+        candidate: str | list[str] | None,
+        canary: dict[str, Any],
+        strategy_name: str = "canary",
+    ) -> str:
         """A manifest as text. JSON is YAML, so the real loader reads it."""
         metrics, extra = canary["metrics"], {k: v for k, v in canary.items() if k in {"alpha", "beta"}}
         strategy = {k: v for k, v in canary.items() if k not in {"metrics", "alpha", "beta", "routingKey"}}
@@ -387,15 +460,14 @@ class FakeService:
             service["routingKey"] = "header:x-user-id"
         spec: dict[str, Any] = {
             "service": service,
-            "baseline": self._model(baseline),
             "prediction": {"output": "probabilities", "read": "argmax"},
         }
+        if baseline is not None:
+            spec["baseline"] = self._model(baseline)
         if candidate is not None:
-            spec |= {
-                "candidate": self._model(candidate),
-                "strategy": {"canary": strategy},
-                "analysis": {**extra, "metrics": metrics},
-            }
+            models = [self._model(one) for one in (candidate if isinstance(candidate, list) else [candidate])]
+            spec |= {"candidate": models[0]} if len(models) == 1 else {"candidates": models}
+            spec |= {"strategy": {strategy_name: strategy}, "analysis": {**extra, "metrics": metrics}}
         head = {"apiVersion": "deployctl/v1", "kind": "Rollout", "metadata": {"name": "digits"}}
         return json.dumps({**head, "spec": spec})
 

@@ -8,7 +8,9 @@ what follows, up to the next blank line or command, is what happened. To write a
     > version 2 errors=5% wrong=3% latency_ms=10     how a version answers from now on
     > incident 30%                                   this share of all answers fails, whoever gives them; 0% ends it
     > up                                             the service starts with version 1
+    > up people                                      … or with people alone
     > canary ramp 2                                  with single keys of `fakes.CANARY` as YAML below it
+    > shadow 2 [3 …]                                 with single keys of `fakes.SHADOW` as YAML below it
     > promote [--full --reason TEXT], pause, resume, rollback [--to VERSION]
     > watch 10s | until ended [60s] | until paused | until step 3
     > restart                                        kill -9 of the controller, and another one in its place
@@ -96,7 +98,8 @@ class Stage:
             "callers": self._callers,
             "version": self._version,
             "incident": self._incident,
-            "up": lambda _words, _given: self.service.up(),
+            "up": lambda words, _given: self.service.up(None if words == ["people"] else "1"),
+            "shadow": lambda words, given: self.service.shadow(*words, shadow=yaml.safe_load(given)),
             "canary": lambda words, given: self.service.ramp(words[1], yaml.safe_load(given)),
             "watch": self._watch,
             "promote": self._promote,
@@ -213,7 +216,8 @@ class Stage:
 def _event_lines(event: Event) -> Iterator[str]:
     if event.kind is Kind.STARTED:
         weights = ", ".join(f"{step.weight:g}" for step in event.plan.steps)
-        yield f"{event.at:7.2f}s  started: version {event.plan.candidate.version} against {event.plan.baseline.version}, steps {weights} % ({event.by})"
+        tried = " and ".join(version.version for version in event.plan.candidates)
+        yield f"{event.at:7.2f}s  started: version {tried} against {event.plan.baseline.version}, steps {weights} % ({event.by})"
         return
     step = f" to step {event.step + 1}" if event.kind is Kind.CLIMBED else ""
     yield f"{event.at:7.2f}s  {event.kind.value}{step}: {event.reason} ({event.by}, {event.cause.value})"
@@ -223,7 +227,7 @@ def _event_lines(event: Event) -> Iterator[str]:
 
 def _metric(part: MetricVerdict) -> str:
     return (
-        f"{part.name:<17}{part.result.value:<13} baseline {part.baseline.bad}/{part.baseline.n}, "
+        f"{part.name:<16} {part.result.value:<13} baseline {part.baseline.bad}/{part.baseline.n}, "
         f"candidate {part.candidate.bad}/{part.candidate.n}; harm {part.harm:.3g} of {part.harm_threshold:g}, "
         f"safe {part.safe:.3g} of {part.safe_threshold:g} beyond +{100 * part.margin:.3g} points"
     )
@@ -232,6 +236,12 @@ def _metric(part: MetricVerdict) -> str:
 def _split(split) -> str:
     if split.candidate is None:
         return f"all to version {split.baseline.version}"
+    if split.copies:
+        copied = ", ".join(copy.version.version for copy in split.copies)
+        rest = f"copies of {split.mirror:g} % to version {copied}"
+        if not split.weight:
+            return f"all to version {split.baseline.version}, {rest}"
+        return f"{split.weight:g} % to version {split.candidate.version}, the rest to version {split.baseline.version}, {rest}"
     return f"{split.weight:g} % to version {split.candidate.version}, the rest to version {split.baseline.version}"
 
 

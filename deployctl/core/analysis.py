@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -378,7 +378,10 @@ class Judge:
             return self._limit_verdict(rule, result)
         by_pairs = rule.limit is not None or self._panel is None or (self._step and self._step.pairs_decide)
         if self.pairs is not None and by_pairs:
-            return self.pairs.metric_verdict(rule, failed=result is Result.FAIL)
+            part = self.pairs.metric_verdict(rule, failed=result is Result.FAIL)
+            own = [at for at, component in enumerate(self.components) if component.rule == rule]
+            # In a canary a part of the mass waits for the arms: what is shown is what is held against the threshold.
+            return replace(part, harm=min(float(self.harm[own].sum()), 1e300)) if own else part
         return self._metric_verdict(rule, result)
 
     def _metric_verdict(self, rule: MetricRule, result: Result) -> MetricVerdict:
