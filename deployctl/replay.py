@@ -337,15 +337,18 @@ class Replay:
             answered = unit["status"][0] < 400 and (said is not None or unit["null"][0])
             if not answered or (classes and line.label not in classes):
                 continue
-            came = line.label_t - self._zero
-            if not math.isfinite(came):
-                came = float(arrival[at])
-            elif math.isnan(line.seen_t):
-                came = max(came, float(arrival[at]))
+            came = self._came(line, line.seen_t, float(arrival[at]))
             unit["seen"], unit["nth"], unit["null"] = came, line.label_n, said != line.label
             kept.append(unit)
         labels = np.concatenate([self._labels, *kept])
         self._labels = labels[np.lexsort((np.arange(len(labels)), labels["nth"], labels["seen"]))]
+
+    def _came(self, line: Line, admitted: float, arrival: float) -> float:
+        """When the label of a line counted: as it was recorded, else not before its answer had come."""
+        came = line.label_t - self._zero
+        if not math.isfinite(came):
+            return arrival
+        return max(came, arrival) if math.isnan(admitted) else came
 
     def _queue_pairs(
         self,
@@ -410,11 +413,7 @@ class Replay:
         told = []
         for row in pairs:
             labelled = row.copy()
-            came = line.label_t - self._zero
-            if not math.isfinite(came):
-                came = float(row["seen"][0])
-            elif math.isnan(line.pair_t):
-                came = max(came, float(row["seen"][0]))
+            came = self._came(line, line.pair_t, float(row["seen"][0]))
             version = self.plan.candidates[int(row["arm"][0]) - 1].version
             first = line.candidate if row["arm"][0] == 1 else None
             candidate = (line.candidates or {}).get(version, first)

@@ -125,11 +125,25 @@ def run_demo(which: str | None, as_json: bool) -> int:
     home = Path(tempfile.mkdtemp(prefix="deployctl-demo-"))
     stage = Stage(home, tell=note if as_json else say, as_json=as_json)
     stories: list[Story] = []
+
+    def play() -> None:
+        _copy_files(files, home)
+        _play(stage, stories)
+
+    seen, problem = perform(stage, home, play)
+    if as_json:
+        show_document(_document(stories, seen, problem))
+    elif stories:
+        show(_last_screen(stories, seen))
+    return Exit.DONE if problem is None else Exit.BUG
+
+
+def perform(stage: Stage, home: Path, play: Callable[[], None]) -> tuple[Document, str | None]:
+    """Play it to its end, and stop all that was started, whatever happens: what callers have seen, and what went wrong."""
     problem: str | None = None
-    with sigterm_as_interrupt():
+    with _sigterm_as_interrupt():
         try:
-            _copy_files(files, home)
-            _play(stage, stories)
+            play()
         except DemoError as error:
             problem = str(error)
         except KeyboardInterrupt:
@@ -141,11 +155,7 @@ def run_demo(which: str | None, as_json: bool) -> int:
     if problem is not None:
         kept = "" if problem == INTERRUPTED else f"; state and logs are kept in {home}"
         note(f"\ndeployctl: the demo did not end as it should: {problem}{kept}")
-    if as_json:
-        show_document(_document(stories, seen, problem))
-    elif stories:
-        show(_last_screen(stories, seen))
-    return Exit.DONE if problem is None else Exit.BUG
+    return seen, problem
 
 
 def _play(stage: Stage, stories: list[Story]) -> None:
@@ -475,7 +485,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

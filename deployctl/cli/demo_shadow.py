@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deployctl.cli.demo import INTERRUPTED, DemoError, Stage, demo_files, sigterm_as_interrupt
+from deployctl.cli.demo import DemoError, Stage, demo_files, perform
 from deployctl.errors import Exit
 from deployctl.views.console import note, say, show_document
 
@@ -62,23 +62,13 @@ def run_shadow_demo(*, as_json: bool) -> int:
     home = Path(tempfile.mkdtemp(prefix="deployctl-demo-"))
     stage = Stage(home, tell=note if as_json else say, as_json=as_json, service=SERVICE)
     shown: list[Shown] = []
-    problem: str | None = None
     page = Path(tempfile.gettempdir()) / f"{home.name}.html"
-    with sigterm_as_interrupt():
-        try:
-            _copy_files(files, home)
-            _play(stage, shown, page)
-        except DemoError as error:
-            problem = str(error)
-        except KeyboardInterrupt:
-            problem = INTERRUPTED
-        finally:
-            seen = stage.stop()
-    if problem in {None, INTERRUPTED}:
-        shutil.rmtree(home, ignore_errors=True)
-    if problem is not None:
-        kept = "" if problem == INTERRUPTED else f"; state and logs are kept in {home}"
-        note(f"\ndeployctl: the demo did not end as it should: {problem}{kept}")
+
+    def play() -> None:
+        _copy_files(files, home)
+        _play(stage, shown, page)
+
+    seen, problem = perform(stage, home, play)
     if as_json:
         scenes = [asdict(one) for one in shown]
         document = {"schema_version": 1, "ok": problem is None, "problem": problem, "scenes": scenes}

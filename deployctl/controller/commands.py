@@ -312,19 +312,18 @@ class Commands:
         rollout = controller.service.rollout
         if rollout is None or rollout.phase in {Phase.ROLLED_BACK, Phase.RETIRED}:
             live = controller.service.live
-            words = (
-                f"nothing to roll back: version {live.version} is live" if live else "nothing to roll back"
-            )
+            words = "nothing to roll back"
+            if live is not None:
+                words += ": people decide" if live == HUMAN else f": version {live.version} is live"
             return Changed(changed=False, message=words, rollout=rollout)
         words = reason or "rolled back by hand"
         verdict = controller.full_verdict() if not rollout.ended else None
         event = Event(0, Kind.ROLLED_BACK, now, by, Cause.PERSON, words, rollout.step, verdict=verdict)
         controller.record(rollout.id, event)
         await self._confirm()
-        message = (
-            f"rolled back: version {rollout.plan.baseline.version} answers all callers, "
-            f"version {rollout.plan.candidate.version} is at weight 0"
-        )
+        plan = rollout.plan
+        who = "people decide" if plan.people_alone else f"version {plan.baseline.version} answers all callers"
+        message = f"rolled back: {who}, version {plan.candidate.version} is at weight 0"
         return Changed(changed=True, message=message, rollout=controller.last)
 
     async def _rollback_to(self, label: str, by: str, reason: str) -> Changed:

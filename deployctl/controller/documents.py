@@ -140,6 +140,7 @@ def explain(controller: Controller, rollout: Rollout) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "service": controller.name,
         "rollout": rollout.id,
+        "strategy": plan.strategy,
         "baseline": _named(plan.baseline),
         "candidate": plan.candidate.version,
         "candidates": [version.version for version in plan.candidates],
@@ -281,12 +282,12 @@ def _sentence(rollout: Rollout, decided: Event | None, verdict: Verdict | None) 
     who = "" if decided is None or decided.by == "gate" else f" by {decided.by}"
     match rollout.phase:
         case Phase.PROMOTED:
-            return f"Version {candidate} was promoted over version {baseline}{who}: {reason}."
+            over = "people" if rollout.plan.people_alone else f"version {baseline}"
+            return f"Version {candidate} was promoted over {over}{who}: {reason}."
         case Phase.ROLLED_BACK:
             at = rollout.plan.steps[rollout.step].weight if rollout.step >= 0 else 0.0
-            return (
-                f"Version {candidate} was rolled back at {at:g} %{who}; version {baseline} serves: {reason}."
-            )
+            serves = "people decide" if rollout.plan.people_alone else f"version {baseline} serves"
+            return f"Version {candidate} was rolled back at {at:g} %{who}; {serves}: {reason}."
         case Phase.PAUSED:
             waits = {
                 "person": "it waits for `deployctl promote`",

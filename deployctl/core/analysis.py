@@ -425,7 +425,7 @@ class Judge:
             limit = self.learned.thresholds[component.at]
             slower = limit * (1 + component.rule.tolerance_relative) + component.rule.tolerance_absolute
             what = f"answers over {slower:.3g} ms (the baseline's p{quantile * 100:g} is {limit:.3g} ms)"
-        return f"the candidate gave {_share(candidate)} {what}, the baseline {_share(baseline)}"
+        return f"the candidate gave {candidate.words} {what}, the baseline {baseline.words}"
 
     def _needed(self, component: int) -> int | None:
         """Candidate units still missing for a pass if things stay as they are; None where that leads nowhere."""
@@ -470,8 +470,8 @@ class Judge:
             margin=0.0,
             needed=0 if within is Result.PASS else None,
             words=(
-                f"the candidate gave {_share(candidate)} answers over {rule.limit:g} ms where {100 * bound:.3g} % are allowed, "
-                f"the baseline {_share(baseline)}"
+                f"the candidate gave {candidate.words} answers over {rule.limit:g} ms where {100 * bound:.3g} % are allowed, "
+                f"the baseline {baseline.words}"
             ),
         )
 
@@ -557,10 +557,6 @@ def _interval(baseline: Arm, candidate: Arm, alpha: float) -> tuple[float, float
     low0, high0 = confidence_sequence(baseline.n, baseline.bad, alpha / 2)
     low1, high1 = confidence_sequence(candidate.n, candidate.bad, alpha / 2)
     return low1 - high0, high1 - low0
-
-
-def _share(arm: Arm) -> str:
-    return f"{arm.bad} of {arm.n} ({100 * arm.bad / arm.n:.3g} %)" if arm.n else "none of 0"
 
 
 def _number(evidence: float) -> str:

@@ -165,7 +165,7 @@ class PairJudge:
     def _words(self, component: PairComponent, counts: _Counts) -> str:
         what = METRICS[component.rule.name].bad
         if component.budget is not None:
-            return f"the candidate gave {_share(counts.candidate)} {what} where {100 * component.budget:.3g} % are allowed"
+            return f"the candidate gave {counts.candidate.words} {what} where {100 * component.budget:.3g} % are allowed"
         if METRICS[component.rule.name].quantiles and self._thresholds:
             limit = self._thresholds[component.at]
             slower = limit * (1 + component.rule.tolerance_relative) + component.rule.tolerance_absolute
@@ -209,7 +209,3 @@ class _Counts:
         low1, high1 = confidence_sequence(self.n, self.worse, alpha / 2)
         low0, high0 = confidence_sequence(self.n, self.better, alpha / 2)
         return low1 - high0, high1 - low0
-
-
-def _share(arm: Arm) -> str:
-    return f"{arm.bad} of {arm.n} ({100 * arm.bad / arm.n:.3g} %)" if arm.n else "none of 0"

@@ -22,6 +22,11 @@ class Arm:
     n: int = 0
     bad: int = 0
 
+    @property
+    def words(self) -> str:
+        """Bad ones of all, with their share."""
+        return f"{self.bad} of {self.n} ({100 * self.bad / self.n:.3g} %)" if self.n else "none of 0"
+
 
 @dataclass(frozen=True, slots=True)
 class MetricVerdict:

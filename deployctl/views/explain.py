@@ -48,15 +48,18 @@ def explain_lines(document: Document, layout: Layout) -> Iterator[Text]:
 def _how_to_read(document: Document) -> Iterator[Text]:
     """Evidence in words, for whoever has never met an e-value."""
     alpha, beta = document.get("alpha"), document.get("beta")
+    shadow = document.get("strategy") == "shadow"
+    fails, passes = ("fails", "pass") if shadow else ("rolls back", "move on")
     if alpha and beta:
         yield Text(
             f"  harm: a candidate that is within its tolerance reaches {1 / alpha:g} in at most {100 * alpha:g} % of rollouts, "
-            f"and that rolls back.",
+            f"and that {fails}.",
             style="dim",
         )
+        afresh = "" if shadow else " afresh at each step,"
         yield Text(
-            f"  safe: one that is worse by the margin reaches {1 / beta:g} in at most {100 * beta:g} %; every metric must, "
-            f"afresh at each step, to move on.",
+            f"  safe: one that is worse by the margin reaches {1 / beta:g} in at most {100 * beta:g} %; every metric must,"
+            f"{afresh} to {passes}.",
             style="dim",
         )
 
