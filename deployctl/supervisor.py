@@ -22,6 +22,7 @@ from typing import Any
 
 from deployctl.errors import ConflictError, DeployctlError, Exit, UnavailableError
 from deployctl.statedir import ServiceHome
+from deployctl.wire.lifeline import child_environment
 
 BACKLOG = 4096
 STOP_SECONDS = 10.0
@@ -166,7 +167,7 @@ class Supervisor:
             child = Child("controller", argv, fds)
             self._controller = child
             child.process = await asyncio.create_subprocess_exec(
-                *argv, pass_fds=fds, stdin=asyncio.subprocess.DEVNULL
+                *argv, pass_fds=fds, stdin=asyncio.subprocess.DEVNULL, env=child_environment()
             )
             theirs.close()
             await self._obey(ours)
@@ -237,7 +238,7 @@ class Supervisor:
         while not child.stopping and not self._ended.is_set():
             began = loop.time()
             child.process = await asyncio.create_subprocess_exec(
-                *child.argv, pass_fds=child.fds, stdin=asyncio.subprocess.DEVNULL
+                *child.argv, pass_fds=child.fds, stdin=asyncio.subprocess.DEVNULL, env=child_environment()
             )
             self._tell()
             await child.process.wait()
@@ -329,7 +330,7 @@ async def _start_worker(worker: WorkerChild, report: int) -> bool:
     ]
     try:
         worker.process = await asyncio.create_subprocess_exec(
-            *argv, pass_fds=(report,), stdin=asyncio.subprocess.DEVNULL
+            *argv, pass_fds=(report,), stdin=asyncio.subprocess.DEVNULL, env=child_environment()
         )
     except OSError as error:
         if error.errno == errno.E2BIG:

@@ -76,7 +76,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     # tells the manifest loader which engines and label sources there are
     "controller.commands": ({"core", "errors", "labels", "manifest", "traffic"}, set()),
-    "supervisor": ({"errors", "statedir"}, set()),
+    # both ends of the tie between it and its children
+    "supervisor": ({"errors", "statedir", "wire.lifeline"}, set()),
     "views": ({"core"}, {"rich"}),
     "cli": ({"*"}, {"typer", "click", "rich", "httpx", "numpy"}),
 }
