@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployctl.core.analysis import MIN_KNOWN_ANSWERS, default_margin, learn, needs_known_answers
 from deployctl.core.assignment import position
 from deployctl.core.course import Course, Weighing
+from deployctl.core.learning import MIN_KNOWN_ANSWERS, default_margin, learn, needs_known_answers
 from deployctl.core.metrics import METRICS, comparing
 from deployctl.core.outcome import CLIENT_LEFT, OUTCOME, Block, Columns, Source
 from deployctl.core.pairs import PairBlock, Pairs

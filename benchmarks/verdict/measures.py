@@ -11,7 +11,7 @@ from benchmarks.verdict import pairs
 from benchmarks.verdict.ladder import ROLLED_BACK, Floats, Runs, climb, joined, plan_for
 from benchmarks.verdict.rows import Pool, Row, guaranteed, percent
 from benchmarks.verdict.streams import Requests
-from deployctl.core.analysis import default_margin
+from deployctl.core.learning import default_margin
 from deployctl.core.metrics import LATENCY_QUANTILES, METRICS
 from deployctl.core.outcome import Source
 from deployctl.core.panel import FAIL, Panel

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deployctl.core.analysis import MIN_KNOWN_ANSWERS, learn, needs_known_answers
 from deployctl.core.course import Weighing
+from deployctl.core.learning import MIN_KNOWN_ANSWERS, learn, needs_known_answers
 from deployctl.core.outcome import OUTCOME, Columns, Source, scored
 from deployctl.core.pairs import Pairs
 from deployctl.core.plan import HUMAN, Plan

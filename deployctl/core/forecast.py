@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deployctl.core.analysis import Need, default_margin, needs_of, pairs_at
 from deployctl.core.evidence import growth
+from deployctl.core.learning import Need, default_margin, needs_of, pairs_at
 from deployctl.core.metrics import METRICS, comparing
 from deployctl.core.outcome import Source
 from deployctl.core.paired import growth as growth_of_pairs

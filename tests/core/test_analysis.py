@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import ERRORS, canary
 
-from deployctl.core.analysis import Judge, default_margin, learn, needs_known_answers, needs_of
+from deployctl.core.analysis import Judge
+from deployctl.core.learning import default_margin, learn, needs_known_answers, needs_of
 from deployctl.core.metrics import LATENCY_QUANTILES, METRICS
 from deployctl.core.outcome import OUTCOME, Block, Source
 from deployctl.core.plan import MetricRule, Plan
