@@ -143,6 +143,51 @@ def test_a_candidate_that_cannot_be_loaded_any_more_ends_the_replay_too(tmp_path
         same(service, tmp_path)
 
 
+HELD_BACK = {"holdback": {"weight": 20, "duration": "6s"}, "keepWarm": "8s"}
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_callers_held_back_after_a_promotion_are_evidence_in_the_replay_too(restarts, tmp_path):
+    with begin(tmp_path, seed=4, canary={**LABELLED, **HELD_BACK}, labelled=0.3) as service:
+        service.watch_until_over()
+        promoted = service.controller.observation.says.totals_n.copy()
+        for _ in range(5):
+            service.watch(1)
+            if restarts:
+                service.restart()
+        assert (service.controller.observation.says.totals_n > promoted).all()
+        same(service, tmp_path)  # while they are held back
+        service.watch(2)
+        assert service.kinds[-2:] == ["promoted", "released"]
+        run = same(service, tmp_path)
+        assert run.end.left_out == 0
+        assert run.end.phase is Phase.PROMOTED
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_fault_that_begins_while_callers_are_held_back_is_found_at_the_same_instant(restarts, tmp_path):
+    with begin(tmp_path, seed=4, canary=HELD_BACK) as service:
+        service.watch_until_over()
+        service.watch(1)
+        service.with_behaviour("2", errors=0.2)
+        if restarts:
+            service.restart()
+        service.watch(5)
+        assert service.kinds[-2:] == ["promoted", "rolled_back"]
+        run = same(service, tmp_path)
+        assert run.end.left_out == 0
+        assert (run.end.phase, run.end.verdict) == (Phase.ROLLED_BACK, Result.FAIL)
+
+
+def test_a_person_may_end_the_holding_back_and_the_replay_follows(tmp_path):
+    with begin(tmp_path, seed=4, canary={**HELD_BACK, "keepWarm": "5s"}) as service:
+        service.watch_until_over()
+        service.watch(1)
+        service.promote("seen enough", full=True)
+        service.watch(1)
+        same(service, tmp_path)
+
+
 def test_a_suspended_machine_watches_nothing_and_replays_the_same(tmp_path):
     with begin(tmp_path, canary={**LABELLED, "minDwell": "4s"}, labelled=0.3) as service:
         service.watch(3)
