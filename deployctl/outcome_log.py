@@ -199,8 +199,8 @@ class OutcomeLog:
     def pieces(self) -> Iterator[Piece]:
         """The outcomes in order. Raises InvalidError with the line that is none, or whose time goes back."""
         last = -np.inf
-        for number, raw in self._raw():
-            lines, numbers = self._decoded(raw, number)
+        for number, count, raw in self._raw():
+            lines, numbers = self._decoded(raw, number, count)
             if not lines:
                 continue
             piece = self._columns(lines, numbers, raw)
@@ -218,8 +218,8 @@ class OutcomeLog:
         except OSError as error:
             raise InvalidError(f"{self.name}: cannot be read: {error.strerror or error}") from error
 
-    def _raw(self) -> Iterator[tuple[int, bytes]]:
-        """Whole lines, as many as fit, with the number of the first."""
+    def _raw(self) -> Iterator[tuple[int, int, bytes]]:
+        """Whole lines, as many as fit, with the number of the first and how many they are."""
         number, rest = 1, b""
         with self._opened() as file:
             if self.header is not None:
@@ -234,17 +234,17 @@ class OutcomeLog:
                     continue
                 raw = rest + block[: end + 1]
                 rest = block[end + 1 :]
-                yield number, raw
-                number += raw.count(b"\n")
+                count = raw.count(b"\n")
+                yield number, count, raw
+                number += count
         if rest.strip():
-            yield number, rest
+            yield number, 1, rest
 
-    def _decoded(self, raw: bytes, number: int) -> tuple[list[Line], Numbers]:
+    def _decoded(self, raw: bytes, number: int, count: int) -> tuple[list[Line], Numbers]:
         try:
             lines = _line.decode_lines(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise self._first_bad(raw, number) from error
-        count = raw.count(b"\n") + (not raw.endswith(b"\n"))
         if len(lines) == count:
             return lines, range(number, number + count)
         return lines, [number + i for i, one in enumerate(raw.split(b"\n")) if one.strip()]
@@ -276,7 +276,8 @@ class OutcomeLog:
             ok = np.array([answer.ok for answer in given], dtype=bool)
             status[side, at] = np.where(ok, 200, 500)
             null[side, at] = ok & np.array([answer.prediction is None for answer in given], dtype=bool)
-            if b'"status"' in raw or b'"null"' in raw:
+            rare = [answer.status for answer in given], [answer.null for answer in given]
+            if any(column.count(None) < len(given) for column in rare):
                 self._read_rare(answers, numbers, status[side], null[side])
         for wrong, words in (
             (~there.any(axis=0), "neither a baseline nor a candidate has answered"),
@@ -285,15 +286,15 @@ class OutcomeLog:
         ):
             if wrong.any():
                 raise self._bad(numbers, int(np.argmax(wrong)), words)
-        # What is named nowhere in the piece is not asked of every line: a search in bytes costs next to nothing.
-        seen = [line.seen_t for line in lines] if b'"seen_t"' in raw else _NAN
-        split = [line.split for line in lines] if b'"split"' in raw else -1
-        labelled = [i for i, line in enumerate(lines) if line.label is not None] if b'"label"' in raw else []
+        seen = np.array([line.seen_t for line in lines])
+        split = np.array([line.split for line in lines])
+        labels = [line.label for line in lines]
+        labelled = [] if labels.count(None) == count else [i for i in range(count) if labels[i] is not None]
         return Piece(
             lines=lines,
             t=t,
-            seen=np.broadcast_to(np.array(seen), t.shape),
-            split=np.broadcast_to(np.array(split), t.shape),
+            seen=seen,
+            split=split,
             there=there,
             latency=latency,
             status=status,
@@ -324,7 +325,8 @@ class OutcomeLog:
         texts = [line.key or line.id or "" for line in lines]
         if "" in texts:
             raise self._bad(numbers, texts.index(""), "it has neither a key nor an id to route it by")
-        return [hashed_key(text) for text in texts] if b'"#' in raw else key_hashes(texts)
+        # One byte is found at memory's speed; asking every text whether it is hashed already costs half of hashing it.
+        return [hashed_key(text) for text in texts] if b"#" in raw else key_hashes(texts)
 
     def _bad(self, numbers: Numbers, at: int, words: str) -> InvalidError:
         return InvalidError(f"{self.name}:{numbers[at]}: {words}")
