@@ -154,7 +154,7 @@ def keep(panel: Panel, which: Flags) -> None:
     """Give up the evidence of the rollouts that have ended, so that the rest is judged faster; changes no verdict."""
     panel.step = panel.step[which]
     held = panel._evidence  # noqa: SLF001 - only memory is given back; what is judged stays the product's
-    held.counts = held.counts[:, which]
+    held.counts, held._recent = held.counts[:, which], held._recent[:, which]  # noqa: SLF001 - as above
     for name in ("absolute", "_mass", "_unspent", "_restarts", "_began"):
         setattr(held, name, getattr(held, name)[which])
     held._known = None  # noqa: SLF001 - as above

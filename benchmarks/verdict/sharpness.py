@@ -59,12 +59,14 @@ def delays(rollouts: int, seed: int, base: float, rise: float) -> tuple[Floats, 
     """Candidate requests until the harm evidence, and until the oracle's, passes 1/alpha: (rollouts, alphas) each.
 
     Blocks at a fixed weight are drawn as such: the baseline requests until the fourth of the candidate are negative binomial.
-    Both are read at the ends of the same blocks; the oracle is the sequential likelihood ratio of the true rates.
+    Both are read at the ends of the same blocks; the oracle is the sequential likelihood ratio of the true rates. Each alpha has
+    evidence of its own: boosted evidence is good for the alpha that it was boosted for.
     """
     rng = np.random.default_rng(seed)
     rule, learned = errors(base, 0.005)
-    panel = Panel(plan_for([rule], weights=(5.0,)), learned, rollouts)
-    panel.begin(0, 0.0)
+    panels = [Panel(plan_for([rule], weights=(5.0,), alpha=alpha), learned, rollouts) for alpha in ALPHAS]
+    for panel in panels:
+        panel.begin(0, 0.0)
     p0, p1 = base, base + rise
     q = float(project(*(np.array([x]) for x in (p0, p1, SHARE, 1.0, 0.0)))[0][0])
     ratios = [math.log(x) for x in (p0 / q, (1 - p0) / (1 - q), p1 / q, (1 - p1) / (1 - q))]
@@ -80,14 +82,17 @@ def delays(rollouts: int, seed: int, base: float, rise: float) -> tuple[Floats, 
         k0, k1 = rng.binomial(n0, p0), rng.binomial(n1.astype(int), p1)
         now = now + rng.gamma(n0 + n1, 1 / RATE)
         requests = requests + n1
-        panel.add(Source.OUTCOME, np.stack([n0, n1], 1)[..., None], np.stack([k0, k1], 1)[..., None], now)
+        for panel in panels:
+            panel.add(Source.OUTCOME, np.stack([n0, n1], 1)[..., None], np.stack([k0, k1], 1)[..., None], now)
         known = known + k0 * ratios[0] + (n0 - k0) * ratios[1] + k1 * ratios[2] + (n1 - k1) * ratios[3]
-        for which, evidence in enumerate((np.log(panel.harm().sum(axis=1)), known)):
-            passed = evidence[:, None] >= limits
+        ours = np.log(np.stack([panel.harm().sum(axis=1) for panel in panels], axis=1))
+        for which, evidence in enumerate((ours, known[:, None])):
+            passed = evidence >= limits
             seen = found[which][row]
             found[which][row] = np.where(passed & np.isnan(seen), requests[:, None], seen)
         left = np.isnan(found[:, row]).any(axis=(0, 2))
         if left.mean() < 0.8:
-            keep(panel, left)
+            for panel in panels:
+                keep(panel, left)
             row, now, known, requests = (values[left] for values in (row, now, known, requests))
     return found[0], found[1]

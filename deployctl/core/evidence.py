@@ -33,13 +33,18 @@ HARM_SHARES = np.array([0.08, 0.16, 0.16, 0.10, 0.16, 0.08, 0.03, 0.02, 0.02, 0.
 PLUG_IN_SHARE = 0.15
 """Of a harm row, on the rates seen so far."""
 
-START_HARM, START_SAFE = 0.78, 0.7
+START = 0.78
 """Mass spent at the start; the rest pays for restarts, so that a fault or an incident may begin later."""
 
 STEP_BUDGET, TIME_BUDGET = 0.12, 0.1
 """Mass of a row for restarts at the steps of the ladder (together), and in time (every 30 s, together)."""
 
+RECENT_UNITS, RECENT_SIGMAS = 100.0, 2.0
+"""A safe row takes the baseline's rate for at least that of about so many last units, less so many standard errors. A stake that is
+right for 2 % is nine times too large while an incident has both arms at 22 %, and would lose what was earned before."""
+
 _LOWEST, _HIGHEST = 1e-4, 0.995
+_FAR_BEYOND = 50.0  # logarithms over its cap; evidence that is there is boosted no more
 _NEWTON_STEPS, _CLOSE = 9, 1e-10
 _RESTART_SECONDS = 30.0
 _RESTART_NORM = 1.07  # sum over j >= 1 of 1 / ((j + 2) ln²(j + 2)) is 1.069
@@ -117,8 +122,9 @@ class Evidence:
     `harm` (rows,) says which side a row is on; `relative` (rows,) and `absolute` (rows,) give its null; `prior` (rows,) is the
     baseline's rate before the rollout, used only to choose alternatives. Leading dimension `replicates`: independent rollouts
     judged side by side (1 in production, thousands in a benchmark). `robust` (rows,) rows of tolerance 0 use the conditional form,
-    which needs nothing but a random split. All alternatives of all rows lie in one flat array, so a
-    block costs a few dozen numpy calls however many metrics there are.
+    which needs nothing but a random split. `caps` (rows,) is the evidence at which a row alone ends the rollout: robust rows are
+    then boosted up to it (`log_boost`), so their evidence is good for this one limit and none above. All alternatives of all rows
+    lie in one flat array, so a block costs a few dozen numpy calls however many metrics there are.
     """
 
     def __init__(
@@ -131,6 +137,7 @@ class Evidence:
         replicates: int = 1,
         steps: int = 1,
         robust: NDArray[np.bool_] | None = None,
+        caps: Array | None = None,
     ) -> None:
         shape = (replicates, len(harm))
         self.harm = harm
@@ -139,15 +146,17 @@ class Evidence:
         """Per replicate, because each may be at another step of its ladder."""
         self.counts = np.zeros((4, *shape))
         """(n0, bad0, n1, bad1) of everything that was added, per replicate and row."""
+        self._recent = np.zeros((2, *shape))
+        """(n0, bad0) of the last units, older ones fading."""
         self._prior = np.clip(prior.astype(float), _LOWEST, 0.9)
         self._lay_out(harm)
-        self._conditional = np.zeros(len(self._row), dtype=bool) if robust is None else robust[self._row]
+        self._lay_out_conditional(np.zeros(len(harm), dtype=bool) if robust is None else robust, caps)
         self._mass = np.empty((replicates, len(self._row)))
         self._unspent = np.ones(shape)
         self._step_share = STEP_BUDGET / max(2, steps - 1)
         self._restarts = np.zeros(shape, dtype=int)
         self._began = np.zeros(shape)
-        self._foreseen: deque[tuple[Array, Array]] = deque()
+        self._foreseen: deque[tuple[Array, Array, Array]] = deque()
         self._known: Array | None = None
         self.start(np.ones(len(harm), dtype=bool), 0.0)
 
@@ -159,10 +168,8 @@ class Evidence:
         self._foreseen.clear()
         self._known = None
         which = np.broadcast_to(rows, self._unspent.shape)
-        share = np.where(self.harm, START_HARM, START_SAFE)
-        fresh = self._log_mix + np.log(share)[self._row]
-        self._mass = np.where(which[:, self._row], fresh, self._mass)
-        self._unspent = np.where(which, 1.0 - share, self._unspent)
+        self._mass = np.where(which[:, self._row], self._log_mix + math.log(START), self._mass)
+        self._unspent = np.where(which, 1.0 - START, self._unspent)
         self._restarts = np.where(which, 0, self._restarts)
         self._began = np.where(which, _per_replicate(at), self._began)
 
@@ -178,12 +185,15 @@ class Evidence:
         self._renew_in_time(_per_replicate(at))
         block = _usable(np.stack(counts))
         if self._foreseen and np.array_equal(self._foreseen[0][0], block[:, 0]):
-            factor = self._foreseen.popleft()[1]
+            _, factor, log_odds = self._foreseen.popleft()
         else:
             self._foreseen.clear()
-            factor = self._factors(block, self.counts, self.absolute)
+            factor, log_odds = self._factors(block, self.counts, self._recent, self.absolute)
+        if len(self._boosted):
+            self._boost(block[:, :, self._boosted], factor, log_odds)
         self._mass += factor
         self.counts += block
+        self._recent = _faded(self._recent, block)
         self._known = None
 
     def foresee(self, blocks: Array) -> None:
@@ -195,22 +205,52 @@ class Evidence:
         blocks = _usable(blocks)
         before = self.counts + np.cumsum(blocks, axis=1) - blocks
         absolute = np.broadcast_to(self.absolute, before.shape[1:])
-        factors = self._factors(blocks, before, absolute)
-        self._foreseen = deque((blocks[:, at], factors[at : at + 1]) for at in range(blocks.shape[1]))
+        recent, last = [], self._recent
+        for at in range(blocks.shape[1]):
+            recent.append(last)
+            last = _faded(last, blocks[:, at : at + 1])
+        factors, log_odds = self._factors(blocks, before, np.concatenate(recent, axis=1), absolute)
+        self._foreseen = deque(
+            (blocks[:, at], factors[at : at + 1], log_odds[at : at + 1]) for at in range(blocks.shape[1])
+        )
 
-    def _factors(self, counts: Array, before: Array, absolute: Array) -> Array:
-        """Log factors of blocks, (replicates, alternatives), where these counts were known before each; 0 for no alternative."""
-        p0, p1, valid = self._alternatives(before, absolute)
+    def _factors(self, counts: Array, before: Array, recent: Array, absolute: Array) -> tuple[Array, Array]:
+        """Log factors of blocks, (replicates, alternatives), where these counts were known before each; 0 for no alternative.
+
+        And the log odds of those in the conditional form, (replicates, conditional alternatives).
+        """
+        p0, p1, valid = self._alternatives(before, recent, absolute)
         n0, k0, n1, k1 = counts
         block = (n0[:, self._row], k0[:, self._row], n1[:, self._row], k1[:, self._row])
         factor = log_factor(block, p0, p1, self.relative[self._row], absolute[:, self._row])
-        if self._conditional.any():
-            odds = (p1 * (1 - p0) / (p0 * (1 - p1)))[:, self._conditional]
-            of_both = [x[:, self._conditional] for x in block]
-            factor[:, self._conditional] = log_conditional_factor(
-                of_both[0], of_both[1], of_both[2], of_both[3], odds
-            )
-        return np.where(valid, factor, 0.0)
+        factor = np.where(valid, factor, 0.0)
+        tilted = self._conditional
+        if not len(tilted):
+            return factor, factor[:, :0]
+        odds = (p1 * (1 - p0) / (p0 * (1 - p1)))[:, tilted]
+        odds = np.where(valid[:, tilted], odds, 1.0)
+        n0, k0, n1, k1 = (x[:, tilted] for x in block)
+        factor[:, tilted] = log_conditional_factor(n0, k0, n1, k1, odds)
+        return factor, np.log(odds)
+
+    def _boost(self, block: Array, factor: Array, log_odds: Array) -> None:
+        """Raise what the rows with a cap have by what they would overshoot it by: see `log_boost`."""
+        tilted, row = self._conditional, self._row_of_conditional
+        mass = self._mass[:, tilted]
+        n0, k0, n1, k1 = block
+        log_pmf = _log_hypergeometric(n0, k0 + k1, n1)
+        j = np.arange(log_pmf.shape[-1])
+        # What each alternative would have after each number of bad units of the candidate, as a part of the cap.
+        then = mass + factor[:, tilted] - k1[:, row] * log_odds - self._log_caps[row]
+        grown = then[..., None] + j * log_odds[..., None] + log_pmf[:, row]
+        chance = np.exp(log_pmf)
+        unspent = self._unspent[:, self._boosted] * np.exp(-self._log_caps)
+        wealth = chance * unspent[..., None] + np.add.reduceat(
+            np.exp(np.minimum(grown, _FAR_BEYOND)), self._first_of_conditional, axis=1
+        )
+        boost = log_boost(chance, wealth)
+        self._mass[:, tilted] = mass + boost[:, row]
+        self._unspent[:, self._boosted] *= np.exp(boost)
 
     def log_evidence(self) -> Array:
         """Log of each row's e-value, (replicates, rows)."""
@@ -238,10 +278,22 @@ class Evidence:
         self._log_mix = np.array(log_mix)
         self._gap, self._factor = np.array(gap), np.array(factor)
 
-    def _alternatives(self, counts: Array, absolute: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
+    def _lay_out_conditional(self, robust: NDArray[np.bool_], caps: Array | None) -> None:
+        """Which alternatives are of the conditional form, and which rows are boosted: all of these, where caps are given."""
+        self._conditional = np.flatnonzero(robust[self._row])
+        self._boosted = np.flatnonzero(robust) if caps is not None else np.empty(0, dtype=int)
+        self._log_caps = np.log(caps[self._boosted]) if caps is not None else np.empty(0)
+        rows = self._row[self._conditional]
+        self._row_of_conditional = np.searchsorted(np.flatnonzero(robust), rows)
+        self._first_of_conditional = np.flatnonzero(np.diff(rows, prepend=-1))
+
+    def _alternatives(
+        self, counts: Array, recent: Array, absolute: Array
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
         """p0, p1 and whether it is an alternative at all, (replicates, alternatives), from the past only."""
         n0, k0, n1, k1 = counts
         p0_of_row = np.clip((k0 + 20 * self._prior) / (n0 + 20), _LOWEST, 0.9)
+        p0_of_row = np.where(self.harm, p0_of_row, np.maximum(p0_of_row, _surely(*recent)))
         seen = np.clip((k1 + 2 * p0_of_row) / (n1 + 2), _LOWEST, _HIGHEST)[:, self._row]
         p0 = p0_of_row[:, self._row]
         null = self.relative[self._row] * p0 + absolute[:, self._row]
@@ -272,6 +324,19 @@ def _usable(counts: Array) -> Array:
     return usable
 
 
+def _faded(recent: Array, block: Array) -> Array:
+    """(n0, bad0) of the last units after one more block (n0, bad0, n1, bad1)."""
+    faded: Array = recent * (RECENT_UNITS / (RECENT_UNITS + block[0])) + block[:2]
+    return faded
+
+
+def _surely(n: Array, bad: Array) -> Array:
+    """A rate that these units show to be exceeded, nearly for sure; at most 0.9."""
+    rate = bad / np.maximum(n, 1.0)
+    lower: Array = rate - RECENT_SIGMAS * np.sqrt(rate * (1 - rate) / np.maximum(n, 1.0))
+    return np.minimum(lower, 0.9)
+
+
 def _per_replicate(at: float | Array) -> Array:
     """A time as something that broadcasts against (replicates, rows)."""
     return np.asarray(at, dtype=float).reshape(-1, 1)
@@ -284,16 +349,44 @@ def log_conditional_factor(n0: Array, bad0: Array, n1: Array, bad1: Array, odds:
     weight and no independence between requests (Lindon and Malek, arXiv 2011.03567, for counts); costs 6 to 14 % more requests.
     Arguments broadcast; blocks without either arm give 0.
     """
-    total, size = n0 + n1, int(np.max(np.minimum(n1, bad0 + bad1), initial=0))
-    j = np.arange(size + 1.0)
-    n1_, bad, all_ = (np.asarray(x, dtype=float)[..., None] for x in (n1, bad0 + bad1, total))
-    with np.errstate(invalid="ignore"):
-        log_pmf = _log_choose(bad, j) + _log_choose(all_ - bad, n1_ - j) - _log_choose(all_, n1_)
-    log_pmf = np.where((j <= np.minimum(n1_, bad)) & (n1_ - j <= all_ - bad), log_pmf, -np.inf)
+    log_pmf = _log_hypergeometric(n0, bad0 + bad1, n1)
+    j = np.arange(log_pmf.shape[-1])
     log_odds = np.log(np.asarray(odds, dtype=float))
     normal = np.logaddexp.reduce(log_pmf + j * log_odds[..., None], axis=-1)
     factor: Array = np.where((n0 > 0) & (n1 > 0), bad1 * log_odds - normal, 0.0)
     return factor
+
+
+def _log_hypergeometric(n0: Array, bad: Array, n1: Array) -> Array:
+    """Log chance that 0, 1, … of a block's bad units fall on the candidate's by a random split, along a new last axis."""
+    size = int(np.max(np.minimum(n1, bad), initial=0))
+    j = np.arange(size + 1.0)
+    total = np.asarray(n0 + n1, dtype=float)[..., None]
+    n1_, bad_ = (np.asarray(x, dtype=float)[..., None] for x in (n1, bad))
+    with np.errstate(invalid="ignore"):
+        log_pmf = _log_choose(bad_, j) + _log_choose(total - bad_, n1_ - j) - _log_choose(total, n1_)
+    possible: Array = np.where((j <= np.minimum(n1_, bad_)) & (n1_ - j <= total - bad_), log_pmf, -np.inf)
+    return possible
+
+
+def log_boost(chance: Array, wealth: Array) -> Array:
+    """Log of the factor by which evidence may be raised before a block because what exceeds its cap is not needed.
+
+    Sequential boosting (Fischer and Ramdas, arXiv 2410.16076): a test that ends at evidence C never uses what lies above, so with
+    G(j) the evidence after outcome j of the block, the largest b with E min(b G, C) <= E G under the null keeps its
+    expectation, and P(ever C) <= 1 / C by Ville's inequality as before. Here j is how many of a block's bad units fell on the
+    candidate: `chance` (..., j) is its distribution under a random split, which is all that the conditional form's null says
+    (with fewer of them, where the candidate is better, E min(b G, C) only shrinks, because G rises in j), and `wealth` (..., j)
+    is chance * G / C. As min(b G, C) is the smallest of "C from J on, b G below", over all J, b is the largest of
+    (E G - C P(j >= J)) / E[G; j < J]. 0 once C is reached.
+    """
+    below = np.cumsum(wealth, axis=-1)
+    from_here = np.cumsum(chance[..., ::-1], axis=-1)[..., ::-1]
+    now = below[..., -1:]
+    left = np.where(now < 1, now - from_here[..., 1:], 0.0)
+    raised = left / np.maximum(below[..., :-1], 1e-300)
+    boost: Array = np.log(np.maximum(raised.max(axis=-1, initial=1.0), 1.0))
+    return boost
 
 
 def growth(p0: float, p1: float, weight: float, relative: float, absolute: float) -> float:

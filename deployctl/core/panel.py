@@ -114,7 +114,14 @@ class Panel:
                 + [False] * (2 * count),
                 dtype=bool,
             ),
+            caps=None if any(step.mirror > 0 for step in plan.steps) else self._caps(),
         )
+
+    def _caps(self) -> Array:
+        """Evidence at which one row alone ends the rollout: only those of harm do. Pairs would share the decision, see `analysis.Judge`."""
+        caps = np.full(3 * len(self.components), np.inf)
+        caps[: len(self.components)] = 1 / (self.plan.alpha * self._shares)
+        return caps
 
     def begin(
         self, step: int | NDArray[np.int_], at: float | Array, which: NDArray[np.bool_] | None = None

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deployctl.core.evidence import HARM_GAPS, Evidence, confidence_sequence, growth, log_factor, project
+from deployctl.core.evidence import (
+    HARM_GAPS,
+    Evidence,
+    confidence_sequence,
+    growth,
+    log_boost,
+    log_factor,
+    project,
+)
 
 EXACT = 1 + 1e-7
 GRID = np.concatenate([[0.0, 1e-6, 1e-4, 1e-3], np.linspace(0.005, 0.995, 60), [0.999, 1.0]])
@@ -186,6 +194,110 @@ def test_a_candidate_exactly_at_the_margin_passes_in_at_most_beta_of_rollouts():
     assert passed.mean() <= ALPHA + THREE_SIGMA
 
 
+# ── boosted evidence: what exceeds 1/alpha is not needed ───────────────────────────────────────────────────────────
+
+
+def of_a_random_split(n0: int, n1: int, bad: int) -> np.ndarray:
+    """The chance that so many of the bad units fall on the candidate."""
+    ways = [math.comb(bad, j) * math.comb(n0 + n1 - bad, n1 - j) for j in range(min(n1, bad) + 1)]
+    return np.array(ways) / math.comb(n0 + n1, n1)
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(1, 8),
+    st.integers(0, 20),
+    st.lists(st.tuples(st.floats(1.0, 200.0), st.floats(0.0, 5.0)), min_size=1, max_size=5),
+    st.floats(1.01, 1e4),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_boosted_block_is_worth_what_it_was_and_boosted_as_far_as_that_allows(n0, n1, bad, mixture, over):
+    chance = of_a_random_split(n0, n1, min(bad, n0 + n1))
+    j = np.arange(len(chance))
+    tilted = np.array([mass * odds**j / (chance * odds**j).sum() for odds, mass in mixture]).sum(axis=0)
+    then = 0.2 + tilted  # a part is not spent yet
+    now = float((chance * then).sum())
+    cap = now * over
+
+    boost = math.exp(float(log_boost(chance, chance * then / cap)))
+
+    kept = float((chance * np.minimum(boost * then, cap)).sum())
+    assert boost >= 1
+    assert kept == pytest.approx(now, rel=1e-9)
+    if (then <= cap).all():
+        assert boost == pytest.approx(1.0, abs=1e-9) or (boost * then > cap).any()
+    # A better candidate has fewer of the bad units, and can gain nothing.
+    fewer = chance * 0.5**j
+    assert float((fewer / fewer.sum() * np.minimum(boost * then, cap)).sum()) <= now * (1 + 1e-9)
+
+
+def test_evidence_that_has_reached_its_cap_is_boosted_no_more():
+    chance = of_a_random_split(10, 2, 3)
+    assert log_boost(chance, chance * 1.01) == 0.0
+
+
+def split_at_random(random, replicates: int, cap: float, *, odds: float = 1.0) -> np.ndarray:
+    """Evidence of harm, boosted and not, (rollouts, 2): how high each ever rose while bad units fell at random."""
+    evidence = [
+        Evidence(
+            np.array([True]),
+            array(1.0),
+            array(0.0),
+            array(0.05),
+            replicates=replicates,
+            robust=np.array([True]),
+            caps=caps,
+        )
+        for caps in (array(cap), None)
+    ]
+    highest = np.zeros((replicates, 2))
+    for block in range(150):
+        n1 = 1 if block < 6 else 4
+        n0 = np.maximum(random.negative_binomial(n1, 0.2, (replicates, 1)), 1)
+        p0 = 0.25 if block % 30 > 20 else 0.05
+        k0 = random.binomial(n0, p0)
+        k1 = random.binomial(n1, min(odds * p0, 0.9), (replicates, 1))
+        counts = tuple(np.broadcast_to(x, (replicates, 1)).astype(float) for x in (n0, k0, n1, k1))
+        for at, one in enumerate(evidence):
+            one.add(counts, at=2.0 * block)
+            highest[:, at] = np.maximum(highest[:, at], np.exp(one.log_evidence()[:, 0]))
+    return highest
+
+
+def test_boosted_evidence_of_a_harmless_candidate_reaches_its_cap_in_at_most_alpha_of_rollouts():
+    highest = split_at_random(np.random.default_rng(12), 4000, 1 / ALPHA)
+    assert (highest[:, 0] >= 1 / ALPHA).mean() <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / 4000)
+
+
+def test_boosted_evidence_is_never_less_and_finds_harm_sooner():
+    highest = split_at_random(np.random.default_rng(13), 400, 1 / ALPHA, odds=1.3)
+    assert (highest[:, 0] >= highest[:, 1] * (1 - 1e-9)).all()
+    found = (highest >= 1 / ALPHA).mean(axis=0)
+    assert found[0] > found[1]
+
+
+def test_boosted_evidence_is_the_same_to_the_last_bit_when_its_blocks_were_foreseen():
+    random = np.random.default_rng(14)
+    rows = {
+        "harm": np.array([True, True, False]),
+        "relative": np.array([1.0, 1.1, 1.0]),
+        "absolute": np.array([0.0, 0.001, 0.05]),
+        "prior": np.full(3, 0.05),
+    }
+    one, other = (
+        Evidence(**rows, robust=np.array([True, False, False]), caps=np.array([20.0, np.inf, np.inf]))
+        for _ in range(2)
+    )
+    n0, n1 = random.integers(1, 60, (64, 1)), random.integers(1, 9, (64, 1))
+    blocks = np.stack([n0, random.binomial(n0, 0.1), n1, random.binomial(n1, 0.2)]).astype(float)
+    blocks = np.broadcast_to(blocks, (4, 64, 3))
+    other.foresee(blocks)
+    for at in range(64):
+        for each in (one, other):
+            each.add(tuple(blocks[:, at : at + 1]), at=1.0 * at)
+        np.testing.assert_array_equal(one.log_evidence(), other.log_evidence())
+
+
 # ── power, and how rows live together ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -282,6 +394,25 @@ def test_a_fault_that_begins_late_is_still_seen():
         )
         units += 4
         assert units <= 16
+
+
+def test_an_incident_that_both_share_takes_nothing_from_the_evidence_of_safety():
+    """A stake that is right for 2 % is far too large at 22 %: it follows what was just seen."""
+    random = np.random.default_rng(15)
+    kept = []
+    for seconds in (0, 30):
+        evidence = Evidence(np.array([False]), array(1.0), array(0.005), array(0.02), replicates=200)
+        before = None
+        for second in range(300 + seconds):
+            if second == 300:
+                before = evidence.log_evidence()[:, 0]
+            rate = 0.02 if second < 300 else 0.22
+            n = np.full((200, 1), 25.0)
+            bad = (random.binomial(25, rate, (200, 1)).astype(float) for _ in range(2))
+            evidence.add((n, next(bad), n, next(bad)), at=float(second))
+        kept.append(np.median(evidence.log_evidence()[:, 0] - (0.0 if before is None else before)))
+    assert kept[0] > 1
+    assert kept[1] > -0.5
 
 
 def test_growth_is_what_the_known_truth_earns_per_candidate_unit():
