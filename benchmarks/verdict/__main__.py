@@ -39,7 +39,7 @@ def _full(served: dict[str, dict[str, float]]) -> dict[str, Target]:
         "M9": lambda p, n: measures.m9(p, n(500)),
         "M10": lambda p, n: measures.m10(p, n(1000)),
         "M11": lambda _p, _n: measures.m11(),
-        "traps": lambda p, n: guarantees.traps(p, n(1000)),
+        "traps": lambda p, n: [*guarantees.traps(p, n(1000)), *measures.stalls(p, n(300))],
     }
 
 

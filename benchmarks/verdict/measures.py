@@ -19,16 +19,24 @@ from deployctl.core.plan import MetricRule
 from deployctl.core.rollout import Learned
 
 RATE, KNOWN_ANSWERS = 50.0, 2000
+STALL_SECONDS = 0.3
+"""A process that gets no processor for so long; whatever it is asked meanwhile is answered when that is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slower:
-    """What happens to latency: the candidate's is `factor` times; `minutes` of both are twice as slow, 3 x 30 s."""
+    """What happens to latency: the candidate's is `factor` times; `slow_minutes`: both are twice as slow for 3 x 30 s.
+
+    `stalls` of STALL_SECONDS come in each version's only process by itself, or `together` in both at once.
+    """
 
     name: str
     factor: float = 1.0
     slow_minutes: bool = False
     horizon: float = 600.0
+    rate: float = RATE
+    stalls: int = 0
+    together: bool = False
 
 
 def m9(pool: Pool, rollouts: int) -> list[Row]:
@@ -69,8 +77,23 @@ def m9(pool: Pool, rollouts: int) -> list[Row]:
     return rows
 
 
-def _latency(pool: Pool, rollouts: int, slower: Slower, tolerance: float) -> Runs:
-    return joined(pool.batches(_latency_batch, rollouts, 100, 90, slower, tolerance))
+def stalls(pool: Pool, rollouts: int) -> list[Row]:
+    """Stalls make many answers slow at once. Shared they are an incident; those of one process are no independent answers."""
+    shared = Slower("stalls of both processes at once", horizon=240.0, rate=250.0, stalls=8, together=True)
+    runs = _latency(pool, rollouts, shared, 0.1, 20)
+    rows = [
+        guaranteed("trap", f"false rollback: {shared.name}", runs.share(ROLLED_BACK), 0.01, rollouts),
+    ]
+    for count in (1, 8):
+        alone = Slower("stalls of one process", horizon=240.0, rate=250.0, stalls=count)
+        share = _latency(pool, rollouts, alone, 0.1, 20).share(ROLLED_BACK)
+        what = f"  compare: {count} of {STALL_SECONDS} s in each version's only process, by itself"
+        rows.append(Row("trap", what, "", percent(share), None, value=share))
+    return rows
+
+
+def _latency(pool: Pool, rollouts: int, slower: Slower, tolerance: float, size: int = 100) -> Runs:
+    return joined(pool.batches(_latency_batch, rollouts, size, 90, slower, tolerance))
 
 
 def _latency_batch(rollouts: int, seed: int, slower: Slower, tolerance: float) -> Runs:
@@ -79,17 +102,29 @@ def _latency_batch(rollouts: int, seed: int, slower: Slower, tolerance: float) -
     margins = tuple(default_margin(METRICS["latency"], rate) for rate in rates)
     rule = MetricRule("latency", tolerance, 0.0)
     learned = Learned((), {"latency": rates}, {"latency": margins}, 1800.0, KNOWN_ANSWERS)
-    shape = (rollouts, int(RATE * slower.horizon + 4 * (RATE * slower.horizon) ** 0.5))
-    began = np.cumsum(rng.exponential(1 / RATE, shape), axis=1)
+    asked = slower.rate * slower.horizon
+    shape = (rollouts, int(asked + 4 * asked**0.5))
+    began = np.cumsum(rng.exponential(1 / slower.rate, shape), axis=1)
     slowness = np.ones(shape)
     if slower.slow_minutes:
         for start in rng.uniform(0, slower.horizon, (3, rollouts, 1)):
             slowness[(began >= start) & (began < start + 30)] = 2.0
     thresholds = np.quantile(_heavy(rng, (rollouts, KNOWN_ANSWERS)), LATENCY_QUANTILES, axis=1).T[:, None, :]
-    baseline = (_heavy(rng, shape) * slowness)[..., None] > thresholds
-    candidate = (_heavy(rng, shape) * slowness * slower.factor / (1 + tolerance))[..., None] > thresholds
+    waits = [_waits(rng, began, slower) for _ in range(1 if slower.together else 2)]
+    baseline = (_heavy(rng, shape) * slowness + waits[0])[..., None] > thresholds
+    latency = _heavy(rng, shape) * slowness * slower.factor + waits[-1]
+    candidate = (latency / (1 + tolerance))[..., None] > thresholds
     requests = Requests(began, rng.random(shape, dtype=np.float32), baseline, candidate)
     return climb(requests, plan_for([rule]), learned, slower.horizon)
+
+
+def _waits(rng: np.random.Generator, began: Floats, slower: Slower) -> Floats:
+    """Milliseconds that each request waits because the process stands still."""
+    waits = np.zeros(began.shape)
+    for start in rng.uniform(0, slower.horizon, (slower.stalls, len(began), 1)):
+        left = start + STALL_SECONDS - began
+        waits = np.where((began >= start) & (left > 0), 1000 * left, waits)
+    return waits
 
 
 def _heavy(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
