@@ -53,6 +53,9 @@ SHADOW = {
 }
 """A short shadow, written the same way."""
 
+SWITCH = {"stepTimeout": "60s", "metrics": [{"name": "error-rate", "margin": "2%"}]}
+"""A blue-green, written the same way; `autoPromotion` has to be said."""
+
 BUDGETS = [{"name": "error-rate", "max": "2%"}, {"name": "label-error-rate", "max": "10%"}]
 """The metrics of a shadow over people alone."""
 
@@ -381,6 +384,12 @@ class FakeService:
         live = self.controller.service.live
         baseline = None if live == HUMAN else live.version
         text = self._manifest(baseline, list(candidates), {**SHADOW, **(shadow or {})}, "shadow")
+        return asyncio.run(self.commands.start_rollout(text, self._path, BY))["message"]
+
+    def switch(self, candidate: str, blue_green: dict[str, Any]) -> str:
+        """`blue-green switch` from the live version to this one; `blue_green` changes single keys of SWITCH."""
+        live = self.controller.service.live.version
+        text = self._manifest(live, candidate, {**SWITCH, **blue_green}, "blueGreen")
         return asyncio.run(self.commands.start_rollout(text, self._path, BY))["message"]
 
     def rollback(self, reason: str = "", to: str | None = None) -> str:

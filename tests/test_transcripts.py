@@ -11,6 +11,7 @@ what follows, up to the next blank line or command, is what happened. To write a
     > up people                                      … or with people alone
     > canary ramp 2                                  with single keys of `fakes.CANARY` as YAML below it
     > shadow 2 [3 …]                                 with single keys of `fakes.SHADOW` as YAML below it
+    > blue-green switch 2                            with single keys of `fakes.SWITCH` as YAML below it
     > promote [--full --reason TEXT], pause, resume, rollback [--to VERSION]
     > watch 10s | until ended [60s] | until paused | until step 3
     > restart                                        kill -9 of the controller, and another one in its place
@@ -101,6 +102,7 @@ class Stage:
             "up": lambda words, _given: self.service.up(None if words == ["people"] else "1"),
             "shadow": lambda words, given: self.service.shadow(*words, shadow=yaml.safe_load(given)),
             "canary": lambda words, given: self.service.ramp(words[1], yaml.safe_load(given)),
+            "blue-green": lambda words, given: self.service.switch(words[1], yaml.safe_load(given)),
             "watch": self._watch,
             "promote": self._promote,
             "pause": lambda _words, _given: self.service.pause(),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployctl.cli import decisions, history, labels, ramp, replay, report, shadow, status, up
+from deployctl.cli import decisions, history, labels, ramp, replay, report, shadow, status, switch, up
 from deployctl.cli.options import AsOutput, ManifestFile, Output
 from deployctl.errors import Exit
 
@@ -35,6 +35,11 @@ human_labels = typer.Typer(
 )
 
 
+blue_green = typer.Typer(
+    help="Switch all callers at once, and back on harm.", rich_markup_mode=None, invoke_without_command=True
+)
+
+
 @app.callback()
 def _root(
     context: typer.Context,
@@ -57,7 +62,8 @@ def _root(
 
 @human_labels.callback()
 @canary.callback()
-def _canary(context: typer.Context) -> None:
+@blue_green.callback()
+def _group(context: typer.Context) -> None:
     _help_without_command(context)
 
 
@@ -139,5 +145,9 @@ canary.command("ramp", epilog=_example("deployctl canary ramp rollout.yaml --tim
     ramp.ramp
 )
 app.add_typer(canary, name="canary")
+blue_green.command("switch", epilog=_example("deployctl blue-green switch rollout.yaml --until paused"))(
+    switch.switch
+)
+app.add_typer(blue_green, name="blue-green")
 human_labels.command("add", epilog=_example("deployctl labels add digits labels.jsonl"))(labels.add)
 app.add_typer(human_labels, name="labels")

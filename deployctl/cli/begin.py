@@ -18,7 +18,7 @@ from deployctl.views.console import note, say, show_document
 if TYPE_CHECKING:
     from deployctl.manifest.manifest import Manifest
 
-VERBS = {"canary": "canary ramp", "shadow": "shadow"}
+VERBS = {"canary": "canary ramp", "shadow": "shadow", "blueGreen": "blue-green switch"}
 """Key of `spec.strategy` → the verb that carries it out."""
 
 

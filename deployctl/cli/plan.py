@@ -169,7 +169,15 @@ def _lines(
     )
     for number, step in enumerate(steps, 1):
         person = ", then a person promotes" if step.awaits_person else ""
-        share = f"weight {step.weight:g} %" if step.weight else f"copies of {step.mirror:g} % of the requests"
+        copies = f"copies of {step.mirror:g} % of the requests"
+        weight = f"weight {step.weight:g} %"
+        share = (
+            f"{weight}, {copies}"
+            if step.weight and step.mirror
+            else weight
+            if step.weight or not step.mirror
+            else copies
+        )
         yield (
             f"step {number} of {len(steps)}: {share}, {_time(step.typical)} (slow case {_time(step.slow)}), "
             f"at least {_time(step.dwell)}{person}"

@@ -35,7 +35,7 @@ def replay(
     ] = None,
     output: AsOutput = Output.TEXT,
 ) -> int:
-    """Show what this manifest would have done with recorded outcomes."""
+    """Show what this manifest would have done with a log."""
     from deployctl.outcome_log import OutcomeLog  # noqa: PLC0415 - numpy: --help does without
     from deployctl.replay import Replay  # noqa: PLC0415 - as above
 

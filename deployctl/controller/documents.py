@@ -304,7 +304,7 @@ def _sentence(rollout: Rollout, decided: Event | None, verdict: Verdict | None) 
             }
             tried = " and ".join(version.version for version in rollout.plan.candidates)
             return f"Version {tried} {said[result]}: {reason}."
-        case _ if rollout.current is not None and rollout.current.pairs_decide:
+        case _ if rollout.current is not None and rollout.current.mirror > 0 and not rollout.weight:
             tried = " and ".join(version.version for version in rollout.plan.candidates)
             share = f"{rollout.current.mirror:g} % of the requests"
             return f"Version {tried} answers copies of {share} and decides nothing: {reason}."

@@ -538,7 +538,7 @@ class Controller:
             if settings["id"] in self.workers.proven:
                 self._serving[digest] = settings["id"]
         upstreams = self._upstreams(wanted)
-        ready = {upstream.digest for upstream in upstreams}
+        ready = {upstream.digest for upstream in upstreams} - self._stepped_back(preferred)
         if desired := _possible(split, ready, self.traffic.ordered):
             self.traffic.apply(desired, upstreams)
         kept = {settings["id"] for settings in preferred.values()} | {
@@ -548,6 +548,16 @@ class Controller:
         self.workers.want([self._settings[i] for i in running])
         # A version that is unloaded must be ready again before it is sent anything.
         self._serving = {digest: one for digest, one in self._serving.items() if one in running}
+
+    def _stepped_back(self, preferred: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """Versions that shall answer callers, but whose only worker so far is one that lets everybody else go first."""
+        return {
+            digest
+            for digest, settings in preferred.items()
+            if not settings["idle"]
+            and digest in self._serving
+            and self._settings[self._serving[digest]]["idle"]
+        }
 
     def _upstreams(self, wanted: list[Version]) -> tuple[Upstream, ...]:
         return tuple(
@@ -604,7 +614,7 @@ class Controller:
             return False
         step = rollout.current or next(iter(rollout.plan.steps), None)
         timed = any(METRICS[rule.name].quantiles or METRICS[rule.name].bound for rule in rollout.plan.metrics)
-        return step is not None and step.pairs_decide and not timed
+        return step is not None and step.weight == 0 and step.mirror > 0 and not timed
 
     def remember_prediction(self, version: Version, prediction: dict[str, Any] | None) -> Callable[[], None]:
         """Serve this version with this way of reading its answer; the returned function takes it back."""

@@ -86,7 +86,7 @@ class Judge:
         self.plan = plan
         self.learned = learned
         self.components = components_of(plan, learned)
-        self._panel = Panel(plan, learned) if any(step.weight > 0 for step in plan.steps) else None
+        self._panel = Panel(plan, learned) if any(step.compares_arms for step in plan.steps) else None
         self.pairs = PairJudge(plan, learned) if any(step.mirror > 0 for step in plan.steps) else None
         self._places = {
             source: np.array([c.metric.source is source for c in self.components], dtype=bool)

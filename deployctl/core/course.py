@@ -89,7 +89,7 @@ class Weighing:
             source: Blocks(source, self.judge.width(source), self.by_key)
             for source in self.sources - {Source.PAIR}
         }
-        self._compares_arms = any(step.weight > 0 for step in plan.steps)
+        self._compares_arms = any(step.compares_arms for step in plan.steps)
         self._nobody: list[int] = []
         self._weights: dict[int, float] = {}
         self._callers: dict[int, set[int]] = {}
@@ -97,7 +97,7 @@ class Weighing:
     def begin(self, step: int, split: int, at: float) -> None:
         """A step begins under this split number."""
         self._weights[split] = self.plan.steps[step].weight
-        if not self._weights[split]:
+        if not self.plan.steps[step].compares_arms:
             self._nobody.append(split)
         self.judge.begin(step, split, at)
         if self.judges is not None:
@@ -137,7 +137,7 @@ class Weighing:
 
     def cut(self, source: Source, units: Columns, time: Instants, at: float | Instants) -> list[Block]:
         """The blocks that these units complete, in order; nothing is judged yet. `time` (seconds) orders the units."""
-        if self._nobody:  # while the candidate answers nobody there are no two arms
+        if self._nobody:  # while one version answers everybody there are no two arms
             kept = ~np.isin(units["split"], self._nobody)
             units, time = units[kept], time[kept]
             at = np.broadcast_to(np.asarray(at, dtype=float), len(kept))[kept]

@@ -147,8 +147,8 @@ class PairJudge:
         )
 
     def _margin(self, at: int) -> float:
-        component = self.components[at]
-        return float(self._margins[self._step, at]) if self._step is not None else component.margin
+        asked = self._margins[self._step, at] if self._step is not None else math.nan
+        return self.components[at].margin if math.isnan(asked) else float(asked)
 
     def _needed(self, at: int) -> int | None:
         """Pairs still missing for a pass if things stay as they are; None where that leads nowhere."""

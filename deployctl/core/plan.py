@@ -137,8 +137,13 @@ class Step:
 
     @property
     def pairs_decide(self) -> bool:
-        """Whether the gate looks at pairs (request and copy) and not at two arms: nobody is answered by the candidate yet."""
-        return self.mirror > 0 and self.weight == 0
+        """Whether the gate looks at pairs (request and copy) and not at two arms: one version answers everybody."""
+        return self.mirror > 0 and not self.compares_arms
+
+    @property
+    def compares_arms(self) -> bool:
+        """Whether both versions answer callers, each a random share of them."""
+        return 0 < self.weight < 100
 
 
 @dataclass(frozen=True, slots=True)

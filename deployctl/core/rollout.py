@@ -333,6 +333,9 @@ def _decide_step(rollout: Rollout, verdict: Verdict, now: float) -> Event | None
     assert step is not None
     if now < dwell_ends(rollout):
         return None
+    if step.gate is None:
+        words = "there is no gate before the switch; a person promotes"
+        return Event(0, Kind.AWAITED, now, "controller", Cause.TIME, words)
     if verdict.result is not Result.PASS:
         return _inconclusive_if_late(rollout, verdict, now)
     if step.awaits_person:

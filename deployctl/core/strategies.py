@@ -77,5 +77,37 @@ class Shadow:
         return (Step(weight=0.0, gate=Gate(next_weight=100.0), mirror=self.percentage),)
 
 
-STRATEGIES = {"canary": Canary, "shadow": Shadow}
+@dataclass(frozen=True, slots=True)
+class BlueGreen:
+    """All callers at once: the candidate is checked on copies of `mirror` percent of the requests, then it answers everybody, and the
+    version before stays beside it.
+
+    After the switch it is compared for at least `bake` seconds: with `holdback` percent of callers that stay on the version before, or,
+    where that is 0, with copies that the version before answers. Without `auto_promotion` a person passes on the switch.
+    """
+
+    mirror: float
+    auto_promotion: bool
+    bake: float = 300.0
+    holdback: float = 0.0
+
+    passed = Phase.PROMOTED
+    failed = Phase.ROLLED_BACK
+
+    def steps(self) -> tuple[Step, ...]:
+        """The copies (or, without any, a person's word), then the switch with its bake."""
+        by_hand = not self.auto_promotion
+        gate = Gate(next_weight=100.0) if self.mirror > 0 else None
+        before = Step(weight=0.0, gate=gate, mirror=self.mirror, awaits_person=by_hand)
+        copies = (self.mirror or 100.0) if not self.holdback else 0.0
+        after = Step(
+            weight=100.0 - self.holdback,
+            gate=Gate(next_weight=100.0, last=True),
+            mirror=copies,
+            dwell=self.bake,
+        )
+        return before, after
+
+
+STRATEGIES = {"canary": Canary, "shadow": Shadow, "blueGreen": BlueGreen}
 """Key of `spec.strategy` → strategy."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deployctl.core.plan import Holdback, LabelRules, MetricRule, OnInconclusive
-from deployctl.core.strategies import Canary, CanaryStep, Shadow
+from deployctl.core.strategies import BlueGreen, Canary, CanaryStep, Shadow
 from deployctl.manifest import schema
 from deployctl.manifest.loader import BrokenYamlError, Mark, Tree, read_yaml
 from deployctl.manifest.manifest import (
@@ -116,8 +116,9 @@ def _problem(source: str, mark: Mark, message: str) -> Problem:
 
 def _manifest(document: schema.Document, text: str, source: str, base: Path) -> Manifest:
     spec = document.spec
-    written = spec.strategy
-    canary, shadow = (None, None) if written is None else (written.canary, written.shadow)
+    written = spec.strategy or schema.Strategy.model_construct()
+    canary, shadow = written.canary, written.shadow
+    changing = canary or written.blue_green
     analysis = spec.analysis or schema.Analysis()
     metrics = tuple(_rule(entry) for entry in analysis.metrics)
     candidates = spec.candidates or (() if spec.candidate is None else (spec.candidate,))
@@ -131,9 +132,9 @@ def _manifest(document: schema.Document, text: str, source: str, base: Path) -> 
         candidates=tuple(_model_ref(candidate, base) for candidate in candidates),
         prediction=None if spec.prediction is None else _prediction(spec.prediction),
         strategy=_strategy(written, metrics),
-        step_timeout=shadow.max_duration if shadow else canary.step_timeout if canary else None,
-        on_inconclusive=OnInconclusive("rollback" if canary is None else canary.on_inconclusive),
-        keep_warm=None if canary is None else canary.keep_warm,
+        step_timeout=shadow.max_duration if shadow else changing.step_timeout if changing else None,
+        on_inconclusive=OnInconclusive(changing.on_inconclusive if changing else "rollback"),
+        keep_warm=changing.keep_warm if changing else None,
         holdback=None if holdback is None else Holdback(holdback.weight, holdback.duration),
         alpha=analysis.alpha,
         beta=analysis.beta,
@@ -146,21 +147,23 @@ def _manifest(document: schema.Document, text: str, source: str, base: Path) -> 
     )
 
 
-def _strategy(written: schema.Strategy | None, metrics: tuple[MetricRule, ...]) -> Canary | Shadow | None:
+def _strategy(
+    written: schema.Strategy, metrics: tuple[MetricRule, ...]
+) -> Canary | Shadow | BlueGreen | None:
     """The strategy that is written; what is judged by copies keeps a canary's mirror going."""
     names = {rule.name for rule in metrics}
-    if written is None:
-        return None
-    if written.shadow is not None:
-        shadow = written.shadow
+    if (shadow := written.shadow) is not None:
         asked = DEFAULT_MIN_LABELS if shadow.min_labels is None else shadow.min_labels
         # Where no metric uses labels none are waited for.
         return Shadow(shadow.percentage, asked if names & LABEL_METRICS else 0, shadow.max_duration)
-    assert written.canary is not None
-    canary = written.canary
-    return Canary(
-        _canary_steps(canary), canary.min_dwell, canary.bake, keeps_mirroring=bool(names & PAIR_METRICS)
-    )
+    if (switch := written.blue_green) is not None:
+        bake = switch.bake or schema.Bake.model_validate({})
+        held_back = bake.holdback if bake.compare == "holdback" else 0.0
+        return BlueGreen(switch.mirror, switch.auto_promotion, bake.duration, held_back)
+    if (canary := written.canary) is not None:
+        mirrors = bool(names & PAIR_METRICS)
+        return Canary(_canary_steps(canary), canary.min_dwell, canary.bake, keeps_mirroring=mirrors)
+    return None
 
 
 def _label_files(written: schema.Labels, base: Path) -> LabelFiles | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deployctl.core.plan import HUMAN, Holdback, LabelRules, MetricRule, OnInconclusive, Plan, Version
-from deployctl.core.strategies import STRATEGIES, Canary, Shadow
+from deployctl.core.strategies import STRATEGIES, BlueGreen, Canary, Shadow
 from deployctl.errors import InvalidError
 
 
@@ -79,7 +79,7 @@ class Manifest:
     baseline: ModelRef | None
     candidates: tuple[ModelRef, ...]
     prediction: Prediction | None
-    strategy: Canary | Shadow | None
+    strategy: Canary | Shadow | BlueGreen | None
     step_timeout: float | None
     on_inconclusive: OnInconclusive
     keep_warm: float | None

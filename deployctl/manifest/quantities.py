@@ -42,15 +42,26 @@ def positive_seconds(value: object) -> float:
 
 def weight(value: object) -> float:
     """A share of callers in percent: `5`, `12.5` or `5%`; above 0, at most 100."""
-    if isinstance(value, str) and re.fullmatch(PERCENTAGE_PATTERN, value):
-        share = float(value[:-1])
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        share = float(value) if abs(value) < 1e6 else float("inf")
-    else:
-        raise ValueError(f"{shown(value)} is no weight; write a percentage such as 5 or 5%")
-    if not 0 < share <= 100:
+    percent = _percent(value, "weight")
+    if not 0 < percent <= 100:
         raise ValueError(f"a weight is above 0 and at most 100 percent, not {shown(value)}")
-    return share
+    return percent
+
+
+def share(value: object) -> float:
+    """A share of requests in percent that may be none at all: from 0 to 100."""
+    percent = _percent(value, "share")
+    if not 0 <= percent <= 100:
+        raise ValueError(f"a share is from 0 to 100 percent, not {shown(value)}")
+    return percent
+
+
+def _percent(value: object, what: str) -> float:
+    if isinstance(value, str) and re.fullmatch(PERCENTAGE_PATTERN, value):
+        return float(value[:-1])
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if abs(value) < 1e6 else float("inf")
+    raise ValueError(f"{shown(value)} is no {what}; write a percentage such as 5 or 5%")
 
 
 def percentage(value: object) -> float:

@@ -41,6 +41,7 @@ def broken_rules(tree: Tree, metrics: Collection[str]) -> Iterator[Finding]:
     yield from _candidates_are_told_apart(spec)
     yield from _somebody_decides(spec)
     yield from _steps_climb(spec)
+    yield from _switches_are_seen(spec)
     yield from _something_is_watched(spec)
     yield from _metrics_are_distinct(spec)
     yield from _limits_are_written(spec)
@@ -202,7 +203,25 @@ def _limits_are_written(spec: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(path, "only absolute limits: at least one metric must compare", at_key=True)
 
 
+def _switches_are_seen(spec: dict[str, Any]) -> Iterator[Finding]:
+    """A switch of all callers by itself needs evidence before it, and only copies can give that."""
+    path: Path = ("spec", "strategy", "blueGreen")
+    switch = _mapping(_mapping(spec.get("strategy")).get("blueGreen"))
+    mirror = switch.get("mirror", 100)
+    nothing = mirror == 0 if not isinstance(mirror, str) else mirror.rstrip("%").strip("0.") == ""
+    if switch.get("autoPromotion") is True and nothing:
+        message = "autoPromotion: true needs mirror above 0: nothing is promoted unseen"
+        yield Finding((*path, "autoPromotion"), message)
+    bake = _mapping(switch.get("bake"))
+    if "holdback" in bake and bake.get("compare", "mirror") != "holdback":
+        yield Finding((*path, "bake", "holdback"), "holdback goes with compare: holdback", at_key=True)
+
+
 def _mirrors(strategy: dict[str, Any]) -> bool:
+    switch = _mapping(strategy.get("blueGreen"))
+    if switch:
+        compares = _mapping(switch.get("bake")).get("compare", "mirror")
+        return compares == "mirror" or bool(switch.get("mirror", 100))
     steps = _mapping(strategy.get("canary")).get("steps")
     return any("mirror" in _mapping(step) for step in (steps if isinstance(steps, list) else []))
 

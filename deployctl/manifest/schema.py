@@ -45,6 +45,7 @@ from deployctl.manifest.quantities import (
     percentage,
     positive_seconds,
     seconds,
+    share,
     shown,
     size,
     unknown,
@@ -66,6 +67,7 @@ _WEIGHT = {
     "examples": [5, "5%"],
 }
 _SIZE = {"type": "string", "pattern": SIZE_PATTERN, "examples": ["500MiB", "4GiB"]}
+_SHARE = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 100}, _PERCENTAGE], "examples": [100, "50%"]}
 _FRACTION = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
 Seconds = Annotated[float, PlainValidator(seconds), WithJsonSchema(_DURATION)]
@@ -376,19 +378,56 @@ class Shadow(Section):
     """Copies that are with one version at once; what does not fit into the queue behind them is dropped and counted."""
 
 
+class Bake(Section):
+    """How the new version is compared after the switch."""
+
+    duration: PositiveSeconds = Field(300.0, json_schema_extra={"default": "5m"})
+    """Least time after the switch, before promotion."""
+    compare: Literal["mirror", "holdback"] = "mirror"
+    """mirror: with copies that the version before answers; holdback: with callers that stay on it."""
+    holdback: Weight = Field(5.0, json_schema_extra={"default": 5})
+    """Percent of callers that stay on the version before, with compare: holdback; below 100."""
+
+    @field_validator("holdback")
+    @classmethod
+    def _switches_someone(cls, value: float) -> float:
+        if value >= 100:
+            raise ValueError("holdback: a weight below 100; somebody must be switched")
+        return value
+
+
+class BlueGreen(Section):
+    """All callers at once: the candidate is checked on copies, then it answers everybody, and the version before stays beside it."""
+
+    mirror: Annotated[float, PlainValidator(share), WithJsonSchema(_SHARE)] = Field(
+        100.0, json_schema_extra={"default": 100}
+    )
+    """Percent of requests that are copied to the candidate before the switch; 0: none, and a person decides."""
+    auto_promotion: bool
+    """Whether the switch follows the evidence by itself, or waits for `deployctl promote`. It has no default."""
+    bake: Bake | None = None
+    """Default: 5m, compared with copies that the version before answers."""
+    step_timeout: PositiveSeconds | None = None
+    """How long each of the two steps may wait for evidence; default: at least 30m, longer for little traffic."""
+    on_inconclusive: Literal["rollback", "hold"] = "rollback"
+    """What happens when that time is over without enough evidence."""
+    keep_warm: Seconds | None = None
+    """How long the version before stays loaded after the promotion; default: until the next rollout starts."""
+
+
 class Strategy(Section):
     """How the candidate replaces the baseline."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
-    later = frozenset({"blueGreen"})
 
     canary: Canary | None = None
     shadow: Shadow | None = None
+    blue_green: BlueGreen | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> Strategy:
         if len(self.model_fields_set) != 1:
-            raise ValueError("names exactly one strategy (known: canary, shadow)")
+            raise ValueError("names exactly one strategy (known: blueGreen, canary, shadow)")
         return self
 
 

@@ -34,7 +34,7 @@ def blue_green(*, by_hand: bool) -> Plan:
     """Copies first, then everything at once, with a bake in which the baseline stays loaded."""
     steps = (
         Step(weight=0.0, mirror=100.0, gate=Gate(next_weight=100.0), dwell=10.0, awaits_person=by_hand),
-        Step(weight=100.0, gate=Gate(next_weight=100.0, last=True), dwell=30.0),
+        Step(weight=100.0, gate=Gate(next_weight=100.0, last=True), mirror=100.0, dwell=30.0),
     )
     return canary(strategy="blueGreen", steps=steps)
 

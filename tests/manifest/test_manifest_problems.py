@@ -70,12 +70,6 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
 @pytest.mark.parametrize(
     ("old", "new", "place", "message"),
     [
-        (
-            "  strategy:\n",
-            "  strategy:\n    blueGreen: {autoPromotion: false}\n",
-            "blueGreen",
-            "key 'blueGreen'",
-        ),
         ("engine: builtin", "engine: envoy", "envoy", "engine 'envoy'"),
         ("engine: builtin", "routers: 4", "routers", "key 'routers'"),
         ("engine: builtin", "tls: {cert: a}", "tls", "key 'tls'"),
@@ -447,3 +441,39 @@ def test_absolute_limits_alone_compare_nothing():
     assert any(
         "only absolute limits: at least one metric must compare" in problem for problem in problems(text)
     )
+
+
+SWITCH = (
+    FULL[: FULL.index("    canary:")]
+    + "    blueGreen: {autoPromotion: true}\n"
+    + FULL[FULL.index("  analysis:") :]
+)
+
+
+def test_a_switch_is_checked_on_copies_and_baked_for_five_minutes_unless_it_says_otherwise():
+    before, after = loaded(SWITCH).strategy.steps()
+    assert (before.weight, before.mirror, before.awaits_person) == (0.0, 100.0, False)
+    assert (after.weight, after.mirror, after.dwell) == (100.0, 100.0, 300.0)
+    held_back = SWITCH.replace("true}", "false, bake: {compare: holdback}}")
+    before, after = loaded(held_back).strategy.steps()
+    assert before.awaits_person
+    assert (after.weight, after.mirror) == (95.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{mirror: 100}", "missing key 'autoPromotion'"),
+        ("{autoPromotion: true, mirror: 0}", "autoPromotion: true needs mirror above 0"),
+        ("{autoPromotion: true, mirror: 0%}", "autoPromotion: true needs mirror above 0"),
+        ("{autoPromotion: true, mirror: 101}", "mirror: a share is from 0 to 100 percent, not 101"),
+        ("{autoPromotion: yes please}", "autoPromotion: "),
+        ("{autoPromotion: true, bake: {compare: guess}}", "unknown compare 'guess'"),
+        ("{autoPromotion: true, bake: {holdback: 5}}", "holdback goes with compare: holdback"),
+        ("{autoPromotion: true, bake: {compare: holdback, holdback: 100}}", "a weight below 100"),
+        ("{autoPromotion: true, bake: {duration: 0s}}", "duration: "),
+    ],
+)
+def test_a_switch_that_makes_no_sense_is_refused(written, message):
+    found = problems(SWITCH.replace("{autoPromotion: true}", written))
+    assert any(message in problem for problem in found), found

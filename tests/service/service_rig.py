@@ -113,7 +113,7 @@ class Box:
         """Write a manifest and give its path. Dwell and bake are as short as they can be.
 
         `service`, `prediction`, `canary` and `analysis` are merged into the sections of that name; `baseline` and `candidate` may be
-        (label, name of the model). With `shadow` that is the strategy; `baseline` None: people decide; several candidates in a list.
+        (label, name of the model). With `shadow` or `blueGreen` that is the strategy; `baseline` None: people decide; several candidates in a list.
         A metric may be written out.
         """
         spec = {
@@ -136,10 +136,8 @@ class Box:
                 if several
                 else {"candidate": self._model(candidate)}
             )
-            shadow = changes.get("shadow")
-            spec["strategy"] = (
-                {"shadow": shadow} if shadow is not None else {"canary": CANARY | changes.get("canary", {})}
-            )
+            named = {name: changes[name] for name in ("shadow", "blueGreen") if name in changes}
+            spec["strategy"] = named or {"canary": CANARY | changes.get("canary", {})}
             metrics = [
                 metric if isinstance(metric, dict) else {"name": metric, "margin": "5%"}
                 for metric in changes.get("metrics", WATCHED)
