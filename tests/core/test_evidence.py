@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from plans import LEARNED, canary
 
 from deployctl.core.evidence import (
     HARM_GAPS,
@@ -17,6 +18,10 @@ from deployctl.core.evidence import (
     log_factor,
     project,
 )
+from deployctl.core.outcome import Source
+from deployctl.core.panel import Panel
+from deployctl.core.plan import MetricRule
+from deployctl.core.strategies import CanaryStep
 
 EXACT = 1 + 1e-7
 GRID = np.concatenate([[0.0, 1e-6, 1e-4, 1e-3], np.linspace(0.005, 0.995, 60), [0.999, 1.0]])
@@ -296,6 +301,23 @@ def test_boosted_evidence_is_the_same_to_the_last_bit_when_its_blocks_were_fores
         for each in (one, other):
             each.add(tuple(blocks[:, at : at + 1]), at=1.0 * at)
         np.testing.assert_array_equal(one.log_evidence(), other.log_evidence())
+
+
+def harm_of(plan, blocks: int) -> float:
+    """Evidence of harm after so many blocks of one candidate unit, each of them bad."""
+    panel = Panel(plan, LEARNED)
+    panel.begin(0, 0.0)
+    for at in range(blocks):
+        panel.add(Source.OUTCOME, np.array([[19.0], [1.0]]), np.array([[1.0], [1.0]]), at * 0.1)
+    return float(panel.harm().sum())
+
+
+def test_where_pairs_share_in_the_decision_no_row_is_boosted():
+    """Half of the mass is on pairs then: a row that has reached its limit does not end the rollout by itself."""
+    exact = {"metrics": (MetricRule("error-rate", 0.0, 0.0, margin=0.005),)}
+    of_arms = harm_of(canary(5, 10, 50, **exact), 4)
+    with_pairs = harm_of(canary(CanaryStep(0.0, mirror=100.0), 5, 50, **exact), 4)
+    assert 1 < with_pairs < of_arms
 
 
 # ── power, and how rows live together ──────────────────────────────────────────────────────────────────────────────
