@@ -343,7 +343,7 @@ class TestDemoStory:
         assert (story.outcome, story.seconds, story.climb) == ("unknown", None, [])
         assert [line for line in demo._what_happened(story) if "unknown" in line]
 
-    @pytest.mark.parametrize("which", ["blue-green", "purple"])
+    @pytest.mark.parametrize("which", ["purple"])
     def test_a_demo_that_does_not_exist_is_refused(self, which):
         with pytest.raises(InvalidError) as refused:
             demo.run_demo(which, as_json=False)

@@ -74,7 +74,9 @@ def _help_without_command(context: typer.Context) -> None:
 
 
 def demo(
-    which: Annotated[str, typer.Argument(metavar="[canary|shadow]", help="Which demo.")] = "canary",
+    which: Annotated[
+        str, typer.Argument(metavar="[canary|shadow|blue-green]", help="Which demo.")
+    ] = "canary",
     output: AsOutput = Output.TEXT,
 ) -> int:
     """Show the main job end to end on real data, in a minute."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -120,6 +120,10 @@ def run_demo(which: str | None, as_json: bool) -> int:
         from deployctl.cli.demo_shadow import run_shadow_demo  # noqa: PLC0415 - it stands on this module
 
         return run_shadow_demo(as_json=as_json)
+    if which == "blue-green":
+        from deployctl.cli.demo_switch import run_switch_demo  # noqa: PLC0415 - as above
+
+        return run_switch_demo(as_json=as_json)
     _refuse(which)
     files = demo_files()
     home = Path(tempfile.mkdtemp(prefix="deployctl-demo-"))
@@ -127,7 +131,7 @@ def run_demo(which: str | None, as_json: bool) -> int:
     stories: list[Story] = []
 
     def play() -> None:
-        _copy_files(files, home)
+        copy_files(files, home, "digits", [case.manifest for case in CASES])
         _play(stage, stories)
 
     seen, problem = perform(stage, home, play)
@@ -232,7 +236,7 @@ def read_story(
     outcome = str(told.explained.get("phase") or end.get("phase") or "unknown")
     # A promoted version goes on answering: only what came before the decision belongs to the rollout.
     until = (callers.at(_wall(end)) or after) if outcome == "promoted" else after
-    answers, bad = _answers_and_bad(before, until, case.candidate)
+    answers, bad = answers_and_bad(before, until, case.candidate)
     return Story(
         version=case.candidate,
         kind=case.kind,
@@ -249,7 +253,7 @@ def read_story(
     )
 
 
-def _answers_and_bad(before: Document, after: Document, version: str) -> tuple[int, int]:
+def answers_and_bad(before: Document, after: Document, version: str) -> tuple[int, int]:
     """Answers of a version between two reports, and how many were wrong, null or failed.
 
     A request without any answer names no version; while a canary runs it is counted as the canary's.
@@ -393,9 +397,9 @@ class Stage:
     def wait_for_baseline(self, version: str) -> None:
         """Traffic must have reached the baseline for a while: a canary is compared with what it learns from it."""
         assert self._traffic is not None
-        answers = _answers_and_bad({}, self.callers.latest(), version)[0]
+        answers = answers_and_bad({}, self.callers.latest(), version)[0]
         deadline = time.monotonic() + READY_WITHIN
-        while _answers_and_bad({}, self.callers.latest(), version)[0] <= answers:
+        while answers_and_bad({}, self.callers.latest(), version)[0] <= answers:
             if self._traffic.poll() is not None:
                 raise DemoError(f"the traffic maker ended: {self.callers.last_words()}")
             if time.monotonic() > deadline:
@@ -497,10 +501,13 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 def _refuse(which: str | None) -> None:
-    if which == "blue-green":
-        raise InvalidError("demo blue-green: not supported yet; try deployctl demo canary")
     if which not in {None, "canary"}:
-        raise InvalidError(f"unknown demo {which!r}; known: canary, shadow")
+        raise InvalidError(f"unknown demo {which!r}; known: canary, shadow, blue-green")
+    needs_digits()
+
+
+def needs_digits() -> None:
+    """Raises InvalidError where the digits are missing."""
     if importlib.util.find_spec("sklearn") is None:
         raise InvalidError(
             "the demo's digits come with scikit-learn, which is missing: pip install 'deployctl[demo]'"
@@ -516,15 +523,14 @@ def demo_files() -> Path:
     raise UnavailableError("the demo's manifests and models are missing: run it in a clone, or install again")
 
 
-def _copy_files(files: Path, home: Path) -> None:
+def copy_files(files: Path, home: Path, example: str, manifests: Iterable[str]) -> None:
     """Manifests and models side by side as they were; the port is any free one, so a taken 8080 is no matter."""
-    shutil.copytree(
-        files / "examples/digits", home / "examples/digits", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    folder = f"examples/{example}"
+    shutil.copytree(files / folder, home / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (home / "manifests").mkdir()
-    for case in CASES:
-        text = (files / case.manifest).read_text(encoding="utf-8")
-        (home / case.manifest).write_text(text.replace("127.0.0.1:8080", "127.0.0.1:0"), encoding="utf-8")
+    for manifest in manifests:
+        text = (files / manifest).read_text(encoding="utf-8")
+        (home / manifest).write_text(text.replace("127.0.0.1:8080", "127.0.0.1:0"), encoding="utf-8")
 
 
 # What is shown

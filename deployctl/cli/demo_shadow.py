@@ -6,13 +6,12 @@ labels tell that it no longer sees what people see.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deployctl.cli.demo import DemoError, Stage, demo_files, perform
+from deployctl.cli.demo import DemoError, Stage, copy_files, demo_files, perform
 from deployctl.errors import Exit
 from deployctl.views.console import note, say, show_document
 
@@ -65,7 +64,7 @@ def run_shadow_demo(*, as_json: bool) -> int:
     page = Path(tempfile.gettempdir()) / f"{home.name}.html"
 
     def play() -> None:
-        _copy_files(files, home)
+        copy_files(files, home, "phone-inspection", (MANIFEST,))
         _play(stage, shown, page)
 
     seen, problem = perform(stage, home, play)
@@ -102,12 +101,3 @@ def _play(stage: Stage, shown: list[Shown], page: Path) -> None:
         stage.follow("report", SERVICE)
     if stage.follow("report", SERVICE, "--html", str(page)) != Exit.DONE:
         raise DemoError("the report could not be written as a page")
-
-
-def _copy_files(files: Path, home: Path) -> None:
-    """Manifest and models side by side as they were; the port is any free one."""
-    folder = "examples/phone-inspection"
-    shutil.copytree(files / folder, home / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (home / "manifests").mkdir()
-    text = (files / MANIFEST).read_text(encoding="utf-8")
-    (home / MANIFEST).write_text(text.replace("127.0.0.1:8080", "127.0.0.1:0"), encoding="utf-8")

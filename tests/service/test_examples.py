@@ -1,4 +1,4 @@
-"""The examples of shadow mode as a user runs them: the phones by one command, the digits by the commands of the README."""
+"""The examples as a user runs them: phones and blue-green by one command, the digits in shadow by the commands of the README."""
 
 import json
 import shutil
@@ -26,6 +26,19 @@ def test_the_model_passes_over_the_inspectors_shoulders_and_is_caught_when_the_l
     assert page.read_text("utf-8").startswith("<!doctype html>")
     page.unlink()
     assert document["traffic"]["by_status"].keys() == {"200"}
+
+
+def test_all_callers_are_switched_and_taken_back_and_a_wrong_version_never_answers_anybody(box):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    ran = box.run("demo", "blue-green", "-o", "json", within=110)
+    assert ran.code == 0, ran
+    document = ran.json
+    assert [(scene["exit_code"], scene["live"]) for scene in document["scenes"]] == [
+        (0, "2"),
+        (0, "1"),
+        (3, "1"),
+    ]
+    assert document["traffic"]["failed"] == 0
 
 
 @pytest.fixture
