@@ -1,9 +1,9 @@
-# setup · check · test · bench · bench-verdict · demo · demo-shadow · lock. The second run of any of them needs no network.
+# setup · check · test · faults · bench · bench-verdict · demo · demo-shadow · lock. The second run of any of them needs no network.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup check test bench bench-verdict demo demo-shadow lock
+.PHONY: setup check test faults bench bench-verdict demo demo-shadow lock
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -24,6 +24,10 @@ check: setup
 
 test: setup
 	$(BIN)/pytest
+
+# The long versions; ends with a table of what was tried and what was violated. Hours: CI runs the short ones with `test`.
+faults: setup
+	$(BIN)/pytest tests/faults --long --timeout 14400
 
 bench: setup
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done

@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="re-record tests/transcripts/*.txt; review the diff as you would code",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="the long versions of the sweeps and the soak in tests/faults, as `make faults` runs them",
+    )
 
 
 @pytest.fixture

@@ -6,6 +6,32 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
 
 from service_rig import Box
+from tally import Tally
+
+_TALLY = pytest.StashKey[Tally]()
+
+
+def pytest_configure(config):
+    config.stash[_TALLY] = Tally()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash[_TALLY].rows:
+        terminalreporter.section("faults")
+        for line in config.stash[_TALLY].lines():
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def tally(request):
+    """Where a test says how many faults it tried."""
+    return request.config.stash[_TALLY]
+
+
+@pytest.fixture
+def long(request):
+    """Whether the long versions were asked for (`make faults`)."""
+    return request.config.getoption("--long")
 
 
 @pytest.fixture
