@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from time import monotonic
 from typing import NamedTuple
 
@@ -28,7 +29,10 @@ from deployctl.wire.orders import MAX_ARM, Upstream
 MAX_WAITING = 256
 """Copies that wait for one version, behind those that are with it."""
 MAX_BYTES = 16 * 1024 * 1024
-"""Of the bodies of all copies that one version has or waits for; a single larger one may go when there is no other."""
+"""Of the bodies of all copies that one version has or waits for, and of those whose requests are not answered yet; a single
+larger one may go when there is no other."""
+_EXPIRY = 0.010
+"""Seconds by which a copy may outlive its deadline, so that one look at the clock ends several."""
 
 
 class Original(msgspec.Struct, eq=False):
@@ -40,9 +44,9 @@ class Original(msgspec.Struct, eq=False):
     json_length: int
     encoding: Encoding
     accept: Encoding
+    size: int
     outcome: Outcome | None = None
-    """Its own row; a copy that ends before that is there waits for it in `early`."""
-    early: list[Ended] = []
+    """Its own row, which is there before a copy is sent."""
     unrecorded: int = 0
 
 
@@ -108,6 +112,8 @@ class Mirror:
         self._outcomes = outcomes
         self._lanes: dict[str, Lane] = {}
         self._open: dict[int, Original] = {}  # by serial, and so in the order of their start
+        self._expected_bytes = 0  # of bodies whose requests are not answered yet
+        self._number = -1
         self._copies: tuple[Copy, ...] = ()
         self._percentage = 0.0
         self._salt = ""
@@ -121,6 +127,7 @@ class Mirror:
         loaded = {upstream.digest: upstream for upstream in upstreams}
         self._copies = tuple(copy for copy in split.copies if 0 <= copy.arm <= MAX_ARM)
         self._percentage = split.mirror
+        self._number = split.number
         self._salt = f"mirror/{split.salt}"  # in front: a salt is used up to its 64th byte
         self._timeout = timeout if split.copy_timeout is None else split.copy_timeout
         for digest in self._lanes.keys() - loaded.keys():
@@ -139,17 +146,31 @@ class Mirror:
         """Whether this request is copied: drawn by its id with a salt of its own, so independent of who answers it."""
         return bool(self._copies) and goes_to_candidate(self._salt, request_id, self._percentage)
 
-    def copy(self, original: Original, body: bytes, *, answered_by: int, crowded: bool) -> int:
-        """Takes a copy for every version but the one that answers; the arms that get one, a bit for each.
+    def expect(self, original: Original, *, answered_by: int, crowded: bool) -> bool:
+        """Whether this request's body shall be kept until it is answered, to be copied then. In a crowd, copies are the first to go."""
+        held, size = self._expected_bytes, original.size
+        if crowded or (held and held + size > MAX_BYTES):
+            for copy in self._copies:
+                if copy.arm != answered_by:
+                    self._dropped(copy.arm)
+            return False
+        self._expected_bytes += size
+        self._open[original.serial] = original
+        return True
 
-        Nothing is written here: the caller's frame leaves first. In a crowd, copies are the first to go.
+    def copy(self, original: Original, body: bytes, *, answered_by: int, split: int) -> int:
+        """Takes a copy for every version but the one that answered; the arms that get one, a bit for each.
+
+        The caller has its answer already: neither the sending of copies nor what a quick version says to one is ever before it.
+        A request that began under another split is not copied, for the arms of this one may be other versions.
         """
+        self._expected_bytes -= original.size
         arms, now = 0, monotonic()
-        for copy in self._copies:
+        for copy in self._copies if split == self._number else ():
             if copy.arm == answered_by:
                 continue
             lane = self._lanes.get(copy.version.digest)
-            if crowded or lane is None or not lane.has_room(len(body)):
+            if lane is None or not lane.has_room(len(body)):
                 self._dropped(copy.arm)
                 continue
             lane.take(
@@ -166,15 +187,9 @@ class Mirror:
             )
             arms |= 1 << copy.arm
             original.unrecorded += 1
-        if arms:
-            self._open[original.serial] = original
+        if not arms:
+            del self._open[original.serial]
         return arms
-
-    def recorded(self, original: Original, outcome: Outcome) -> None:
-        """The request itself has its row: those of its copies may follow."""
-        original.outcome = outcome
-        for ended in original.early:
-            self._record(original, outcome, ended)
 
     def watermark(self, watermark: float) -> float:
         """The start of the oldest request with a copy still to be recorded; never after that of the requests."""
@@ -190,16 +205,11 @@ class Mirror:
         self._outcomes.mirror_dropped[arm] += 1
 
     def _ended(self, original: Original, ended: Ended) -> None:
-        if original.outcome is None:
-            original.early.append(ended)
-        else:
-            self._record(original, original.outcome, ended)
-
-    def _record(self, original: Original, outcome: Outcome, ended: Ended) -> None:
+        assert original.outcome is not None
         original.unrecorded -= 1
         if not original.unrecorded:
             del self._open[original.serial]
-        self._outcomes.record(outcome._replace(mirrored=True, copies=0, **ended._asdict()))
+        self._outcomes.record(original.outcome._replace(mirrored=True, copies=0, **ended._asdict()))
 
 
 class Lane:
@@ -221,7 +231,6 @@ class Lane:
         self._stream = 0
         self._sending = False
         self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
 
     def has_room(self, size: int) -> bool:
         held = len(self._waiting) + len(self._in_flight)
@@ -294,28 +303,25 @@ class Lane:
             self._watch(copy.deadline)
 
     def _watch(self, deadline: float) -> None:
-        """One timer for all: it is due with the earliest deadline, or before it."""
-        if deadline < self._due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._due = deadline
-            seconds = max(deadline - monotonic(), 0.001)
+        """One timer for all. Copies end in the order in which they were taken, so it is due with the first of them."""
+        if self._timer is None:
+            seconds = max(deadline - monotonic(), _EXPIRY)
             self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
 
     def _expire(self) -> None:
-        self._timer, self._due = None, math.inf
+        self._timer = None
         now = monotonic()
-        late = [held for held in self._in_flight.values() if held[1].deadline <= now]
-        never_sent = [copy for copy in self._waiting if copy.deadline <= now]
-        self._waiting = deque(copy for copy in self._waiting if copy.deadline > now)
-        for link, copy in late:
+        while self._waiting and self._waiting[0].deadline <= now:
+            self._end(self._waiting.popleft(), 504)
+        while self._in_flight:
+            link, copy = next(iter(self._in_flight.values()))
+            if copy.deadline > now:
+                break
             link.drop(copy)
             copy.expired()
-        for copy in never_sent:
-            self._end(copy, 504)
-        held = [*self._waiting, *(copy for _, copy in self._in_flight.values())]
-        if held:
-            self._watch(min(copy.deadline for copy in held))
+        first = [*islice(self._waiting, 1), *(copy for _, copy in islice(self._in_flight.values(), 1))]
+        if first:
+            self._watch(min(copy.deadline for copy in first))
 
 
 def _unnoticed() -> None:

@@ -273,7 +273,7 @@ class Server:
         if link is not None:
             self.upstreams.send(link, exchange)
         if kind is Kind.INFER and label is None and self.mirror.wants(request_id):
-            exchange.copy(body, crowded=link is not None and self._is_crowded(link))
+            exchange.expect_copies(crowded=link is not None and self._is_crowded(link))
         if link is None:
             exchange.answered(self._answer_of_people(exchange))
             return None
@@ -368,18 +368,16 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
     """Whether an outcome is still to be recorded; never of a question for metadata."""
     serial: int
     body_is_recorded: bool
-    copies: int = 0
     original: Original | None = None
-    """Itself in the eyes of its copies, where it has any."""
+    """Itself in the eyes of its copies, where it shall have any."""
     stream: int = 0
 
-    def copy(self, body: bytes, *, crowded: bool) -> None:
-        """Has the mirror take copies, of which it is told when this request is recorded."""
+    def expect_copies(self, *, crowded: bool) -> None:
+        """Has its body kept, so that it can be copied when the caller has been answered."""
         original = Original(
-            self.serial, self.start, self.request_id, self.json_length, self.encoding, self.accept
+            self.serial, self.start, self.request_id, self.json_length, self.encoding, self.accept, self.size
         )
-        self.copies = self.server.mirror.copy(original, body, answered_by=self.arm, crowded=crowded)
-        if self.copies:
+        if self.server.mirror.expect(original, answered_by=self.arm, crowded=crowded):
             self.original = original
 
     def frame(self) -> bytes:
@@ -395,7 +393,7 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
                 accept=self.accept,
             )
         )
-        if not self.body_is_recorded:
+        if self.original is None and not self.body_is_recorded:
             self.body = b""  # written once, here and nowhere else
         return frame
 
@@ -452,7 +450,10 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
         if not self.awaited:
             return
         self.awaited = False
-        server = self.server
+        server, original = self.server, self.original
+        copies = 0
+        if original is not None:
+            copies = server.mirror.copy(original, self.body, answered_by=self.arm, split=self.split)
         outcome = Outcome(
             self.request_id,
             blake2b(self.key.encode(), digest_size=8).digest(),
@@ -466,13 +467,14 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
             prediction,
             self.serial,
             False,  # not a copy
-            self.copies,
+            copies,
             confidence,
             server.input_of(self) if self.body_is_recorded else NO_INPUT,
         )
         server.outcomes.record(outcome)
-        if self.original is not None:
-            server.mirror.recorded(self.original, outcome)
+        if original is not None:
+            original.outcome = outcome
+            self.original, self.body = None, b""
 
 
 def _reads(handle: Handle) -> Route:
