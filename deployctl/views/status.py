@@ -36,6 +36,8 @@ def status_lines(status: Document, layout: Layout) -> list[Text]:
         lines += _weight_lines(status, layout)
         lines += metric_lines(status.get("metrics") or [], layout)
         lines += [_fact("now", words) for words in _waiting_words(status)]
+    if files := status.get("label_files"):
+        lines.append(_fact("labels", _files_words(files)))
     lines.append(_fact("url", str(status.get("url") or figures.UNKNOWN)))
     lines.append(_fact("pids", _pids(status.get("pids") or {})))
     return lines
@@ -240,6 +242,18 @@ def _fact(name: str, words: str) -> Text:
     line = Text(f"  {name.ljust(6)}  ", style="dim")
     line.append(words, style="default not dim")
     return line
+
+
+def _files_words(files: Document) -> str:
+    """What the watched folder gave since the controller looks at it."""
+    labels, rows = figures.count(files.get("labels", 0)), figures.count(files.get("read", 0))
+    lost = {
+        "rows skipped": sum((files.get("skipped") or {}).values()),
+        "labels refused": files.get("refused", 0),
+        "files refused": files.get("refused_files", 0),
+    }
+    said = [f"{what}: {figures.count(number)}" for what, number in lost.items() if number]
+    return ", ".join([f"{labels} from {rows} rows in {files['path']}", *said])
 
 
 def _pids(pids: Document) -> str:

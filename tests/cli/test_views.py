@@ -37,6 +37,21 @@ def test_the_status_shows_every_fact_at_any_width(width):
         assert fact in shown, fact
 
 
+def test_the_status_says_what_a_watched_folder_of_label_files_gave():
+    counts = {
+        "read": 1211,
+        "labels": 1204,
+        "skipped": {"half a row": 2, "no id": 5},
+        "refused": 1,
+        "refused_files": 0,
+    }
+    shown = rendered(status_lines(status_of(label_files={"path": "/data/labels", **counts}), Layout(80)), 80)
+    assert "1,204 from 1,211 rows in /data/labels, rows skipped: 7, labels refused: 1" in " ".join(
+        shown.split()
+    )
+    assert "rows in" not in rendered(status_lines(status_of(label_files=None), Layout(80)), 80)
+
+
 def test_a_very_narrow_screen_breaks_lines_and_loses_nothing():
     shown = rendered(status_lines(status_of(), Layout(20)), 20)
     assert "12 of 19,000" in " ".join(shown.split())
