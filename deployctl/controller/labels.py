@@ -95,6 +95,9 @@ class LabelIntake:
         if taken := [label for label in labels if not reasons or flaw(label, now) is None]:
             try:
                 controller.on_labels(taken)
+                await (
+                    controller.keep_labels()
+                )  # or the place would be remembered, and the labels lost, in a power cut
             except DeployctlError:
                 self._watched = None  # from the last place that was remembered, once more
                 raise
