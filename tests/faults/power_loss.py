@@ -17,9 +17,9 @@ torn themselves.
 import random
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
@@ -55,10 +55,10 @@ def strace() -> str | None:
     return shutil.which("strace")
 
 
-def traced(argv: list[str], log: Path, **how) -> subprocess.CompletedProcess:
-    """Run this to its end; what it and its children do to files is in the log."""
-    command = [strace(), "-f", "--seccomp-bpf", "-qq", "-y", "-xx", "-s", str(1 << 22), "-e", f"trace={CALLS}"]
-    return subprocess.run([*command, "-e", "signal=none", "-o", str(log), *argv], check=False, **how)
+def traced(argv: list[str], log: Path) -> list[str]:
+    """The command that runs this, and writes down what it and its children do to files and say on sockets."""
+    how = ["-f", "--seccomp-bpf", "-qq", "-yy", "-xx", "-s", str(1 << 22), "-e", f"trace={CALLS}"]
+    return [str(strace()), *how, "-e", "signal=none", "-o", str(log), *map(str, argv)]
 
 
 _BEGUN = re.compile(r"^(\d+) +(\w+)\((.*?)(?: <unfinished \.\.\.>|\) += (-?\w+).*)$")
@@ -94,43 +94,45 @@ def operations(log: Path, root: Path, is_answer: Callable[[str, bytes], bool]) -
 
 def _read_call(call: str, arguments: str, result: int, since: int) -> Iterator[Op]:
     texts = [bytes.fromhex(text.replace("\\x", "")) for text in _TEXT.findall(arguments)]
-    numbers = re.sub(r'"[^"]*"|<[^>]*>', "", arguments).split(",")
+    paths = [_joined(arguments, texts, number) for number in range(len(texts) if call in _OF_NAMES else 0)]
     of_fd = _FD.match(arguments)
     place = Path(_unhexed(of_fd.group(1))) if of_fd else Path()
-    match call:
-        case "open" | "openat" | "creat":
-            flags = arguments
-            path = _joined(arguments, texts, 0)
-            if "O_CREAT" in flags or call == "creat":
-                yield Op("create", path, since=since)
-            if "O_TRUNC" in flags or call == "creat":
-                yield Op("truncate", path, at=0, since=since)
-        case "write" | "sendto":
-            yield Op("write", place, texts[0][:result] if texts else b"", since=since)
-        case "writev" | "sendmsg":
-            yield Op("write", place, b"".join(texts)[:result], since=since)
-        case "pwrite64":
-            yield Op("write", place, texts[0][:result], at=int(numbers[-1], 0), since=since)
-        case "fsync" | "fdatasync":
-            yield Op("sync", place, since=since)
-        case "ftruncate":
-            yield Op("truncate", place, at=int(numbers[-1], 0), since=since)
-        case "rename" | "renameat" | "renameat2":
-            yield Op("rename", _joined(arguments, texts, 0), other=_joined(arguments, texts, 1), since=since)
-        case "link" | "linkat":
-            yield Op("link", _joined(arguments, texts, 0), other=_joined(arguments, texts, 1), since=since)
-        case "symlink" | "symlinkat":
-            yield Op("symlink", _joined(arguments, texts, 1), texts[0], since=since)
-        case "unlink" | "unlinkat" | "rmdir":
-            yield Op("unlink", _joined(arguments, texts, 0), since=since)
-        case "mkdir" | "mkdirat":
-            yield Op("mkdir", _joined(arguments, texts, 0), since=since)
-        case _:
-            yield Op(call, place or _joined(arguments, texts, 0), since=since)
+    last = re.sub(r'"[^"]*"|<[^>]*>', "", arguments).split(",")[-1]
+    if call in {"open", "openat", "creat"}:
+        if "O_CREAT" in arguments or call == "creat":
+            yield Op("create", paths[0], since=since)
+        if "O_TRUNC" in arguments or call == "creat":
+            yield Op("truncate", paths[0], at=0, since=since)
+    elif call in {"write", "sendto", "writev", "sendmsg"}:
+        yield Op("write", place, b"".join(texts)[:result], since=since)
+    elif call == "pwrite64":
+        yield Op("write", place, texts[0][:result], at=int(last, 0), since=since)
+    elif call in {"fsync", "fdatasync"}:
+        yield Op("sync", place, since=since)
+    elif call == "ftruncate":
+        yield Op("truncate", place, at=int(last, 0), since=since)
+    elif call.startswith("symlink"):
+        yield Op("symlink", paths[1], texts[0], since=since)
+    elif call in _OF_NAMES:
+        yield Op(_OF_NAMES[call], paths[0], other=paths[-1], since=since)
+    else:  # a call that the model does not know: it must not be of our files
+        yield Op(call, place, since=since)
+
+
+_OF_NAMES = {"open": "", "openat": "", "creat": "", "symlink": "", "symlinkat": ""} | {
+    **dict.fromkeys(("rename", "renameat", "renameat2"), "rename"),
+    **dict.fromkeys(("link", "linkat"), "link"),
+    **dict.fromkeys(("unlink", "unlinkat", "rmdir"), "unlink"),
+    **dict.fromkeys(("mkdir", "mkdirat"), "mkdir"),
+}
+"""Calls whose texts are paths, and the operation that they are."""
 
 
 def _unhexed(text: str) -> str:
-    return bytes.fromhex(text.replace("\\x", "")).decode() if text.startswith("\\x") else text
+    """Paths in the notes about descriptors are in hexadecimal, what is said beside them is not."""
+    return re.sub(
+        r"(?:\\x[0-9a-f]{2})+", lambda part: bytes.fromhex(part[0].replace("\\x", "")).decode(), text
+    )
 
 
 def _joined(arguments: str, texts: list[bytes], number: int) -> Path:
@@ -392,13 +394,18 @@ def digest(tree: Tree) -> bytes:
     for name, content in sorted(tree.items()):
         match content:
             case bytes():
-                inner = b"f" + blake2b(content, digest_size=16).digest()
+                inner = b"f" + _of_content(content)
             case Link():
                 inner = b"l" + content.target
             case _:
                 inner = b"d" + digest(content)
         whole.update(name.encode() + b"\0" + inner)
     return whole.digest()
+
+
+@lru_cache(maxsize=10_000)
+def _of_content(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
 
 
 def materialise(tree: Tree, path: Path) -> None:

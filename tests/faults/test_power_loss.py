@@ -1,42 +1,61 @@
 """After a power cut at any moment the service starts, and everything that it had promised is there (the disk: `power_loss.py`)."""
 
 import asyncio
+import itertools
 import json
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import power_story
 import pytest
-from power_loss import ACKNOWLEDGED, Directory, Disk, File, Op, digest, materialise, operations, strace, traced
+from power_loss import (
+    ACKNOWLEDGED,
+    Directory,
+    Disk,
+    File,
+    Op,
+    digest,
+    materialise,
+    operations,
+    strace,
+    traced,
+)
 from power_story import SAID, Watched
+from service_rig import NAME, Box, wait_for
 
 from deployctl import journal
 from deployctl.controller import recovery
 from deployctl.controller.labels import MEMORY
+from deployctl.controller.loop import Controller
 from deployctl.core.plan import Phase
 from deployctl.errors import IntegrityError
-from deployctl.records import LABELS, Intake, segments_of
+from deployctl.records import LABELS, Intake, Records, segments_of
 from deployctl.records import read as read_records
 from deployctl.statedir import ServiceHome
+from deployctl.store import Store
 
-SHORT, LONG = 1_000, 12_000
+SHORT, LONG = 1_050, 12_000
 """Distinct states of the story that are looked at; the whole service and a recovery add theirs."""
 
 FEW, MANY = 1, 8
 """Draws for each file at each cut, beside the likely and the odd, in the short version and in the long one."""
 
-pytestmark = pytest.mark.skipif(strace() is None, reason="strace is not installed, and it says what is written")
+pytestmark = pytest.mark.skipif(
+    strace() is None, reason="strace is not installed, and it says what is written"
+)
 
 
 @dataclass
 class Promise:
     """What must be there after a cut now: everything that was said to the outside, or was on the platter."""
 
+    service: str
     records: list[dict] = field(default_factory=list)
     """The journal as it is being written; what is found must be the beginning of it."""
     promised: int = 0
@@ -49,14 +68,16 @@ class Promise:
 class Cuts:
     """The power is cut after each operation of a trace; every state of the disk then is given once for each promise."""
 
-    def __init__(self, scratch: Path, disk: Disk, ops: list[Op], *, draws: int, most: int) -> None:
+    def __init__(
+        self, scratch: Path, disk: Disk, ops: list[Op], *, draws: int, most: int, service: str = "digits"
+    ) -> None:
         self.disk, self.ops = disk, ops
         self.states: set[bytes] = set()
         self._scratch, self._draws, self._most = scratch, draws, most
         self._chance = random.Random(5)
         self._seen: set[tuple[bytes, int]] = set()
-        self._home = ServiceHome(disk.root / "state", "digits")
-        self._promise = Promise()
+        self._home = ServiceHome(disk.root / "state", service)
+        self._promise = Promise(service)
 
     def __iter__(self) -> Iterator[tuple[Path, Promise]]:
         for number, op in enumerate(self.ops):
@@ -92,7 +113,7 @@ class Cuts:
         except ValueError:  # a damaged journal promises nothing
             records = []
         exported = self.disk.seen(self.disk.root / "state" / "exports" / "predictions.jsonl") or b""
-        promise = Promise(records, self._promise.promised, self._promise.key, exported=exported)
+        promise = replace(self._promise, records=records, segments={}, exported=exported)
         if op.kind == ACKNOWLEDGED:
             promise.promised, promise.key = len(records), self.disk.seen(self._home.input_key)
         directory = self.disk.find(self._home.records)
@@ -123,21 +144,41 @@ def violations(cuts: Cuts, look: Look, *, enough: int = 5) -> list[str]:
 
 def it_goes_on(state: Path, promise: Promise) -> None:
     """Start the service on what is left, as `up` would, and hold what is found against what was promised."""
-    home = ServiceHome(state, "digits")
+    all_is_there(state, promise)
+    home = ServiceHome(state, promise.service)
     with home.lock(), Watched(state) as service:
         found = service.journal.records
-        assert found == promise.records[: len(found)], "the journal tells another story"
-        assert len(found) >= promise.promised, f"{promise.promised - len(found)} promised records are gone"
-        for record in found:
-            for named in record.get("digests", ()):
-                assert service.controller.store.holds(named), f"the model of record {record['seq']} is not whole"
-        if promise.key is not None:
-            assert home.input_key.read_bytes() == promise.key, "the key for inputs is another one"
-        _the_records_are_there(home, promise)
         _it_serves_and_obeys(service)
     assert journal.read(home.journal)[: len(found)] == found
+
+
+def all_is_there(state: Path, promise: Promise) -> None:
+    """Open all that a start opens, and hold what is found against what was promised."""
+    home = ServiceHome(state, promise.service)
+    with home.lock(), journal.Journal.open(home.journal) as opened:
+        found = opened.records
+        assert found == promise.records[: len(found)], "the journal tells another story"
+        assert len(found) >= promise.promised, f"{promise.promised - len(found)} promised records are gone"
+        store = Store(home.models)
+        for named in {named for record in found for named in record.get("digests", ())}:
+            assert store.holds(named), f"{named} is in the journal, and its model is not whole"
+        if promise.key is not None:
+            assert home.input_key.read_bytes() == promise.key, "the key for inputs is another one"
+        if rollouts := [record["rollout"] for record in found if "rollout" in record]:
+            Records.open(home.records / f"{rollouts[-1]}.records").close()
+        _the_records_are_there(home, promise)
     exported = state / "exports" / "predictions.jsonl"
     assert not exported.exists() or exported.read_bytes() == promise.exported, "half an export"
+
+
+def every(number: int, one: Look, another: Look) -> Look:
+    """The one look at every so many states, the other at the rest: it is quicker."""
+    looks = itertools.cycle([one, *[another] * (number - 1)])
+
+    def look(state: Path, promise: Promise) -> None:
+        next(looks)(state, promise)
+
+    return look
 
 
 def _the_records_are_there(home: ServiceHome, promise: Promise) -> None:
@@ -194,7 +235,7 @@ class Story:
         shutil.copytree(self._root, self._before)
         log = folder / "strace"
         argv = [sys.executable, power_story.__file__, str(self._root / "state"), name]
-        assert traced(argv, log).returncode == 0
+        subprocess.run(traced(argv, log), check=True)
         found = operations(log, self._root, lambda _path, data: data == SAID)
         users = [self._root / "state" / name for name in ("models-of-the-user", "labels")]
         self.ops = [op for op in found if not any(op.path.is_relative_to(one) for one in users)]
@@ -214,11 +255,69 @@ def life(scratch):
 
 def test_after_a_power_cut_at_any_moment_all_that_was_promised_is_there(life, long, tally, capfd):
     cuts = life.cuts(MANY if long else FEW, LONG if long else SHORT)
-    found = violations(cuts, it_goes_on)
+    found = violations(cuts, it_goes_on if long else every(5, it_goes_on, all_is_there))
     tally.count("power cut: states of the disk", len(cuts.states), len(found), f"{len(life.ops)} operations")
     assert not found
     assert len(cuts.states) >= (5_000 if long else 1_000)
     capfd.readouterr()  # each start says what it had to cut
+
+
+def it_can_be_taken_up(state: Path, promise: Promise) -> None:
+    """As `all_is_there`, and a controller takes up what was running."""
+    all_is_there(state, promise)
+    home = ServiceHome(state, promise.service)
+    with home.lock(), journal.Journal.open(home.journal) as opened:
+        controller = Controller(home, opened, Store(home.models))
+        assert (controller.service is None) == (not opened.records)
+
+
+@pytest.mark.timeout(3600)
+def test_after_a_power_cut_in_the_life_of_a_whole_service_all_that_was_promised_is_there(
+    tmp_path, scratch, long, tally, capfd
+):
+    """The same with every process and real traffic; what the command line and the routers were told is promised."""
+    if not long:
+        pytest.skip("long: the processes are slow under strace")
+    box, log = Box(tmp_path), tmp_path / "strace"
+    root, box.state = box.state, box.state / "state"
+    box.home = ServiceHome(box.state, NAME)
+    (before := tmp_path / "before").mkdir()
+    try:
+        _lead_a_whole_life(box, log)
+        ops = operations(log, root, _is_said_by_the_controller)
+        cuts = Cuts(scratch, Disk(root, before), ops, draws=MANY, most=4_000, service=NAME)
+        found = violations(cuts, it_can_be_taken_up)
+    finally:
+        box.close()
+    tally.count(
+        "power cut, whole service: states of the disk", len(cuts.states), len(found), f"{len(ops)} operations"
+    )
+    assert not found
+    assert len(cuts.states) >= 1_000
+    capfd.readouterr()
+
+
+def _lead_a_whole_life(box: Box, log: Path) -> None:
+    argv = traced([sys.executable, "-m", "deployctl", "up", box.manifest()], log)
+    with subprocess.Popen(argv, env=box.environment, stdout=subprocess.DEVNULL) as watched:
+        wait_for(box.home.admin_socket.exists)
+        with box.traffic(60) as traffic:
+            traffic.wait_for_answers(100)
+            assert box.ramp(box.manifest()).code == 0
+            assert box.run("rollback", NAME).code == 0
+            assert box.ramp(box.manifest(candidate="nan")).code == 3
+            assert box.run("canary", "ramp", box.manifest(canary={"minDwell": "60s"}), "--detach").code == 0
+            traffic.wait_for_answers(20, of="2")
+            box.kill(box.status()["pids"]["controller"])
+            assert box.run("pause", NAME).code == 0
+            assert box.run("promote", NAME, "--full", "--reason", "so it is said").code == 0
+        assert box.run("down", NAME).code == 0
+        assert watched.wait(60) == 0
+
+
+def _is_said_by_the_controller(path: str, _data: bytes) -> bool:
+    """To whoever gave a command, or to a router."""
+    return "admin.sock" in path or "orders.sock" in path
 
 
 def _appends_of_the_journal(_before: Op, op: Op) -> bool:
@@ -235,12 +334,14 @@ def _temporary_files(_before: Op, op: Op) -> bool:
 
 
 @pytest.mark.parametrize(
-    "without", [_appends_of_the_journal, _the_directory_after_a_rename, _temporary_files], ids=lambda f: f.__name__
+    "without",
+    [_appends_of_the_journal, _the_directory_after_a_rename, _temporary_files],
+    ids=lambda f: f.__name__,
 )
 def test_a_twin_that_leaves_an_fsync_out_is_caught(life, without, tally, capfd):
     cuts = life.cuts(FEW, SHORT, without)
     assert len(cuts.ops) < len(life.ops)
-    found = violations(cuts, it_goes_on, enough=1)
+    found = violations(cuts, all_is_there, enough=1)
     tally.count("power cut: sabotaged twins, all caught", 1, int(not found))
     assert found
     capfd.readouterr()
@@ -290,14 +391,18 @@ def it_is_recovered(damaged: bytes) -> Look:
         assert found[len(proven) :][:1] != [], "the rollout would go on"
         assert found[len(proven)]["event"]["by"] == recovery.BY
         assert len(found) >= promise.promised
-        assert damaged in [kept.read_bytes() for kept in home.path.glob("journal.damaged-*")], "it was not kept"
+        assert damaged in [kept.read_bytes() for kept in home.path.glob("journal.damaged-*")], (
+            "it was not kept"
+        )
         with home.lock(), Watched(state) as service:
             _it_serves_and_obeys(service)
 
     return look
 
 
-def test_a_power_cut_in_a_recovery_leaves_the_damaged_journal_or_the_recovered_one(recovered, long, tally, capfd):
+def test_a_power_cut_in_a_recovery_leaves_the_damaged_journal_or_the_recovered_one(
+    recovered, long, tally, capfd
+):
     story = recovered("recovery")
     cuts = story.cuts(MANY if long else FEW, 1_000 if long else 100)
     damaged = ServiceHome(story.state, "digits").journal.with_name("journal.damaged-1").read_bytes()
