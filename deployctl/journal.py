@@ -273,7 +273,7 @@ def _proven(file: BinaryIO) -> _Contents:
         if record is None or not line.endswith(b"\n"):
             # A torn append ends inside its record, or lacks sectors. A whole record with one strange byte after it is damage.
             torn = record is None and not line.endswith(b"\n")
-            if torn or (never_arrived(line, contents.proven_bytes) and not file.read(1)):
+            if torn or (_lacks_sectors(line, contents) and not file.read(1)):
                 contents.unfinished_bytes = len(line)
             else:
                 contents.damage = damage or "its last byte is no newline"
@@ -282,6 +282,13 @@ def _proven(file: BinaryIO) -> _Contents:
         contents.last_hash = bytes.fromhex(line[:HASH_CHARS].decode())
         contents.proven_bytes += len(line)
     return contents
+
+
+def _lacks_sectors(line: bytes, before: _Contents) -> bool:
+    """Whether this is one append of which sectors never arrived, and not the remains of several: the number stands at the end of each."""
+    ending = b'"seq":%d}\n' % (len(before.records) + 1)
+    rest = line.rpartition(b"\0")[2]
+    return never_arrived(line, before.proven_bytes) and (rest.endswith(ending) or ending.endswith(rest))
 
 
 def _record(line: bytes, before: _Contents) -> tuple[dict[str, Any] | None, str]:

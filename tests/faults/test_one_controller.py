@@ -13,13 +13,11 @@ from pathlib import Path
 
 import pytest
 from service_rig import NAME, Box, alive, wait_for
-from two_controllers import NO_FENCE, NO_LENGTH, NO_LOCK, Service
+from two_controllers import FULL, NO_FENCE, NO_LENGTH, NO_LOCK, Service
 
 from deployctl import journal
 from deployctl.errors import DeployctlError, Exit, IntegrityError
 from deployctl.statedir import running_pid
-
-FULL = {"by": "a test", "reason": "a test", "full": True}
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ NO_FENCE = (
     "from deployctl.router.orders import OrdersLink; take = OrdersLink._take; "
     "OrdersLink._take = lambda self, message: (setattr(self, '_fence', -1), take(self, message))"
 )
+FULL = {"by": "a test", "reason": "a test", "full": True}
 STAND_IN_WORKER = Path(__file__).parents[1] / "router" / "stand_in_worker.py"
 
 
@@ -41,7 +42,7 @@ class Controller:
         self.told: list[dict] = []
         self.channel, theirs = socket.socketpair()
         self.admin_path, self.orders_path = (
-            service.short / f"{what}-{fence}.sock" for what in ("admin", "orders")
+            service.short / f"{what}-{len(service.controllers)}.sock" for what in ("admin", "orders")
         )
         admin, orders = (_listening(path) for path in (self.admin_path, self.orders_path))
         fds = [sock.fileno() for sock in (admin, orders, theirs)]
@@ -148,6 +149,20 @@ class Service:
                 json.dumps(settings),
             ]
             self._router = subprocess.Popen(_argv("router", self._router_without, arguments), pass_fds=[fd])
+
+    def promote(self, controller: Controller) -> None:
+        """Version 2 answers all callers from here on."""
+        controller.wait_until_it_serves()
+        with controller.client() as client:
+            order = {"manifest": self.manifest.read_text(), "path": str(self.manifest), "by": "a test"}
+            client.post("/v1/rollouts", order)
+            assert client.post("/v1/promote", FULL)["weight"] == 100
+        assert self.version() == "2"
+
+    def end(self, controller: Controller) -> None:
+        """It is killed, and gone when this returns."""
+        controller.process.kill()
+        controller.process.wait()
 
     def version(self) -> str:
         """Who answers a caller now."""
