@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from service_rig import NAME, Box, alive, wait_for
+from service_rig import NAME, alive, wait_for
 from two_controllers import FULL, NO_FENCE, NO_LENGTH, NO_LOCK, Service
 
 from deployctl import journal
@@ -179,14 +179,6 @@ class ManySupervisors:
                 os.kill(pid, signal.SIGKILL)
         self._process.communicate()
         self._errors.close()
-
-
-@pytest.fixture
-def service_box(tmp_path):
-    """A box in which no service was started yet."""
-    box = Box(tmp_path)
-    yield box
-    box.close()
 
 
 @pytest.fixture

@@ -40,10 +40,10 @@ from deployctl.records import read as read_records
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
 
-SHORT, LONG = 1_050, 12_000
+SHORT, LONG = 1_050, 6_000
 """Distinct states of the story that are looked at; the whole service and a recovery add theirs."""
 
-FEW, MANY = 1, 8
+FEW, MANY = 1, 4
 """Draws for each file at each cut, beside the likely and the odd, in the short version and in the long one."""
 
 pytestmark = pytest.mark.skipif(
@@ -255,7 +255,7 @@ def life(scratch):
 
 def test_after_a_power_cut_at_any_moment_all_that_was_promised_is_there(life, long, tally, capfd):
     cuts = life.cuts(MANY if long else FEW, LONG if long else SHORT)
-    found = violations(cuts, it_goes_on if long else every(5, it_goes_on, all_is_there))
+    found = violations(cuts, every(2 if long else 5, it_goes_on, all_is_there))
     tally.count("power cut: states of the disk", len(cuts.states), len(found), f"{len(life.ops)} operations")
     assert not found
     assert len(cuts.states) >= (5_000 if long else 1_000)
@@ -285,8 +285,8 @@ def test_after_a_power_cut_in_the_life_of_a_whole_service_all_that_was_promised_
     try:
         _lead_a_whole_life(box, log)
         ops = operations(log, root, _is_said_by_the_controller)
-        cuts = Cuts(scratch, Disk(root, before), ops, draws=MANY, most=4_000, service=NAME)
-        found = violations(cuts, it_can_be_taken_up)
+        cuts = Cuts(scratch, Disk(root, before), ops, draws=FEW, most=1_500, service=NAME)
+        found = violations(cuts, every(3, it_can_be_taken_up, all_is_there))
     finally:
         box.close()
     tally.count(
