@@ -48,8 +48,8 @@ def _opened(home):
 
 
 def _started(home):
-    """A controller on what is there: how it folds, what it asks of the routers, and what it said."""
-    opened, said = _opened(home)
+    """A controller on what is there: how it folds, and what it asks of the routers."""
+    opened, _ = _opened(home)
     with opened:
         controller = Controller(home, opened, Store(home.models))
         controller.traffic, controller.workers = FakeTraffic(), FakeVersions()
@@ -57,7 +57,7 @@ def _started(home):
             controller.act(0.0)
         if controller._records is not None:
             controller._records.close()
-        return opened.records, controller.service, controller.traffic.in_force, said
+        return controller.service, controller.traffic.in_force
 
 
 def _fold(home, data):
@@ -68,22 +68,18 @@ def _fold(home, data):
 
 def _is_an_exact_prefix(home, before, damaged, *, start):
     """What is found is the beginning of what was written, and the routers are asked for what that adds up to."""
-    if start:
-        records, service, in_force, said = _started(home)
-    else:
-        opened, said = _opened(home)
-        with opened:
-            records = opened.records
-    whole = _ends(before)[len(records)]
+    opened, said = _opened(home)
+    opened.close()
+    whole = _ends(before)[len(opened.records)]
     expected, folded = _fold(home, before[:whole])
-    assert records == expected
+    assert opened.records == expected
     assert home.journal.read_bytes() == before[:whole]
-    if not start:
-        service, in_force = folded, folded.split if folded else None
     if cut := len(damaged) - whole:
         assert f"{cut} bytes of an unfinished record were cut" in said
-    assert (service.split if service else None) == (folded.split if folded else None)
-    assert in_force == (folded.split if folded else None)
+    if start:
+        service, in_force = _started(home)
+        assert (service.split if service else None) == (folded.split if folded else None)
+        assert in_force == (folded.split if folded else None)
 
 
 def _is_refused_and_recovered(home, before, damaged, error):
@@ -100,7 +96,7 @@ def _is_refused_and_recovered(home, before, damaged, error):
     assert f"{proven} records are proven" in line
     assert kept.read_bytes() == damaged
     kept.unlink()
-    _, service, in_force, _ = _started(home)
+    service, in_force = _started(home)
     _, folded = _fold(home, before[: _ends(before)[proven]])
     assert (service.live if service else None) == (folded.live if folded else None)
     if service is not None:
@@ -224,7 +220,7 @@ def test_damaged_records_are_kept_aside_and_the_rollout_ends(lived, tmp_path):
     kept = records.with_name(f"{records.stem}.damaged-1.records")
     assert str(kept) in line
     assert kept.read_bytes() == damaged
-    _, service, in_force, _ = _started(home)
+    service, in_force = _started(home)
     assert service.running is None
     assert service.rollout.ended_by.by == recovery.BY
     assert in_force.weight == 0
