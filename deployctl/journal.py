@@ -151,10 +151,9 @@ class Recovery:
     damage: str
 
 
-Record = Mapping[str, Any]
-
-
-def recover(path: Path, ending: Callable[[list[dict[str, Any]]], Record | None]) -> Recovery | None:
+def recover(
+    path: Path, ending: Callable[[list[dict[str, Any]]], Mapping[str, Any] | None]
+) -> Recovery | None:
     """Keep a damaged journal aside and put its proven records, those before the damage, in its place.
 
     `ending` gives the record that has to follow them, if any. One rename does it all, so a crash leaves either the damaged journal or
@@ -171,7 +170,7 @@ def recover(path: Path, ending: Callable[[list[dict[str, Any]]], Record | None])
         os.close(lock)
 
 
-def _recovered(path: Path, contents: _Contents, ending: Record | None) -> Recovery:
+def _recovered(path: Path, contents: _Contents, ending: Mapping[str, Any] | None) -> Recovery:
     kept, temporary = _free_name(path), path.with_name(f".{path.name}.recovered")
     try:
         if not kept.exists():

@@ -72,9 +72,8 @@ class Records:
             records._length, size = _checked(last, last=True)
             if size > records._length:
                 os.ftruncate(records._fd, records._length)
-                os.fsync(
-                    records._fd
-                )  # else what is written next could stand between the remains of what was cut
+                # Else what is written next could come to stand between the remains of what was cut.
+                os.fsync(records._fd)
             records.dropped_bytes = size - records._length
             records._others = sum(size for _, size in _others(path))
         except OSError as error:
@@ -126,9 +125,7 @@ class Records:
     def close(self) -> None:
         """Bring the rest to the platter and close the file; twice is the same as once."""
         if self._fd >= 0:
-            with suppress(
-                OSError
-            ):  # it is less evidence after a power cut, and nobody is left who could do anything
+            with suppress(OSError):  # then a power cut would leave less evidence, and nobody can do anything
                 os.fsync(self._fd)
             os.close(self._fd)
             self._fd = -1
@@ -163,11 +160,8 @@ class Records:
         """Say in the file how much of it is safe: damage in there is then never taken for the work of a power cut."""
         segment, safe = self._safe
         mark = _framed(_MARK + _PLACE.pack(safe))
-        if (
-            segment == self._segment
-            and safe > self._marked
-            and self._length + len(mark) <= self._segment_bytes
-        ):
+        fits = self._length + len(mark) <= self._segment_bytes
+        if fits and segment == self._segment and safe > self._marked:
             self._write(mark)
             self._marked = safe
 
