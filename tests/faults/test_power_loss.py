@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from deployctl.controller import recovery
 from deployctl.controller.labels import MEMORY
 from deployctl.controller.loop import Controller
 from deployctl.core.plan import Phase
-from deployctl.errors import IntegrityError
+from deployctl.errors import DeployctlError, IntegrityError
 from deployctl.records import LABELS, Intake, Records, segments_of
 from deployctl.records import read as read_records
 from deployctl.statedir import ServiceHome
@@ -300,19 +300,32 @@ def test_after_a_power_cut_in_the_life_of_a_whole_service_all_that_was_promised_
 def _lead_a_whole_life(box: Box, log: Path) -> None:
     argv = traced([sys.executable, "-m", "deployctl", "up", box.manifest()], log)
     with subprocess.Popen(argv, env=box.environment, stdout=subprocess.DEVNULL) as watched:
-        wait_for(box.home.admin_socket.exists)
-        with box.traffic(60) as traffic:
-            traffic.wait_for_answers(100)
-            assert box.ramp(box.manifest()).code == 0
-            assert box.run("rollback", NAME).code == 0
-            assert box.ramp(box.manifest(candidate="nan")).code == 3
-            assert box.run("canary", "ramp", box.manifest(canary={"minDwell": "60s"}), "--detach").code == 0
-            traffic.wait_for_answers(20, of="2")
-            box.kill(box.status()["pids"]["controller"])
-            assert box.run("pause", NAME).code == 0
-            assert box.run("promote", NAME, "--full", "--reason", "so it is said").code == 0
-        assert box.run("down", NAME).code == 0
-        assert watched.wait(60) == 0
+        try:
+            wait_for(lambda: _serves(box), within=120)
+            _live(box)
+            assert box.run("down", NAME).code == 0
+        finally:
+            box.stop()
+            assert watched.wait(60) == 0
+
+
+def _serves(box: Box) -> bool:
+    with suppress(DeployctlError):
+        return box.status()["weight"] is not None
+    return False
+
+
+def _live(box: Box) -> None:
+    with box.traffic(60) as traffic:
+        traffic.wait_for_answers(100)
+        assert box.ramp(box.manifest()).code == 0
+        assert box.run("rollback", NAME).code == 0
+        assert box.ramp(box.manifest(candidate="nan")).code == 3
+        assert box.run("canary", "ramp", box.manifest(canary={"minDwell": "60s"}), "--detach").code == 0
+        traffic.wait_for_answers(20, of="2")
+        box.kill(box.status()["pids"]["controller"])
+        assert box.run("pause", NAME).code == 0
+        assert box.run("promote", NAME, "--full", "--reason", "so it is said").code == 0
 
 
 def _is_said_by_the_controller(path: str, _data: bytes) -> bool:
