@@ -1,21 +1,27 @@
 """The append-only event log of one service: what is not in here has not happened.
 
 A line is `<sha256> <compact JSON>`, its hash taken over the hash before it and its own bytes, so that no record can be
-changed, lost or swapped unseen. An append returns when the record is on the disk. One process at a time may open it for
-append: whoever holds the service's lock (the supervisor, for its controller).
+changed, lost or swapped unseen. An append returns when the record is on the disk.
+
+One process at a time has it open for append: the kernel's lock on the file itself, held until that process is gone for good, says who.
+The service's lock alone would not do. A supervisor that is killed lets go of it before the kernel kills its controller, and a
+process that is killed in the middle of a write finishes that first. That a record is only appended at the length that the last one
+left is the second line: it notices whoever asks for no lock, and cannot stop one who writes in the very same moment.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from deployctl.durable import publish, sync_directory, write_all
+from deployctl.durable import never_arrived, publish, sync_directory, write_all
 from deployctl.errors import IntegrityError, UnavailableError
 
 FIRST_HASH = hashlib.sha256(b"deployctl journal 1").digest()
@@ -23,6 +29,10 @@ MAX_RECORD_BYTES = 4 * 1024 * 1024
 """A manifest of 256 KiB, escaped as JSON, is the largest thing that a record carries."""
 
 HASH_CHARS = 64
+LOCK_SECONDS = 10.0
+"""How long a killed process may take to let go of the journal: as long as its last write does."""
+
+LOCK_RETRY_SECONDS = 0.02
 OPEN_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -38,8 +48,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 class Journal:
     """A journal open for append. `records` and `dropped_bytes` tell what was found when it was opened.
 
-    Whoever opens it must hold the service's lock: two writers would break the chain (and the second is refused as soon
-    as it appends). `append` is durable when it returns; after an error the record is not in the journal.
+    `append` is durable when it returns; after an error the record is not in the journal.
     """
 
     def __init__(self, path: Path, fd: int, contents: _Contents) -> None:
@@ -59,12 +68,9 @@ class Journal:
         """Open the journal, made if need be; an unfinished last record is cut and its bytes are counted.
 
         Raises IntegrityError when any other record is damaged (nothing is changed then), UnavailableError when disk or
-        permission is in the way.
+        permission is in the way or another process has it open and does not end.
         """
-        try:
-            fd = os.open(path, OPEN_FLAGS, 0o600)
-        except OSError as error:
-            raise _unavailable(path, "cannot be opened", error) from error
+        fd = _opened(path)
         try:
             contents = _undamaged(path)
             os.ftruncate(fd, contents.proven_bytes)
@@ -89,7 +95,7 @@ class Journal:
             raise error(f"{self.path}: closed for writing: {self._closed_by}; restart the service")
         seq = self._seq + 1
         body, digest = _encoded({**record, "seq": seq}, self._hash)
-        line = digest.hex().encode() + b" " + body + b"\n"
+        line = _line(body, digest)
         self._check_length()
         try:
             _write_line(self._fd, line)
@@ -145,23 +151,37 @@ class Recovery:
     damage: str
 
 
-def recover(path: Path) -> Recovery | None:
+def recover(
+    path: Path, ending: Callable[[list[dict[str, Any]]], Mapping[str, Any] | None]
+) -> Recovery | None:
     """Keep a damaged journal aside and put its proven records, those before the damage, in its place.
 
-    One rename does it, so a crash leaves either the damaged journal or the proven one. None when nothing is damaged.
+    `ending` gives the record that has to follow them, if any. One rename does it all, so a crash leaves either the damaged journal or
+    the proven one with its ending, never a rollout that goes on as if nothing had come after it. None when nothing is damaged.
     The caller holds the service's lock. Raises UnavailableError.
     """
-    contents = _contents(path)
-    if not contents.damage:
+    if not path.exists():
         return None
-    number = 1
-    while (kept := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    temporary = path.with_name(f".{path.name}.recovered")
+    lock = _opened(path)
     try:
-        kept.hardlink_to(path)
+        contents = _contents(path)
+        return _recovered(path, contents, ending(contents.records)) if contents.damage else None
+    finally:
+        os.close(lock)
+
+
+def _recovered(path: Path, contents: _Contents, ending: Mapping[str, Any] | None) -> Recovery:
+    kept, temporary = _free_name(path), path.with_name(f".{path.name}.recovered")
+    try:
+        if not kept.exists():
+            kept.hardlink_to(path)
+            sync_directory(path.parent)
         with path.open("rb") as damaged:
             proven = damaged.read(contents.proven_bytes)
+        if ending is not None:
+            seq = len(contents.records) + 1
+            body, digest = _encoded({**ending, "seq": seq}, contents.last_hash)
+            proven += _line(body, digest)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             write_all(fd, proven)
@@ -174,6 +194,14 @@ def recover(path: Path) -> Recovery | None:
     return Recovery(records=contents.records, kept=kept, damage=contents.damage)
 
 
+def _free_name(path: Path) -> Path:
+    """Where a damaged journal is kept: a new name, or the one that it was given before a crash in mid-recovery."""
+    number = 1
+    while (kept := path.with_name(f"{path.name}.damaged-{number}")).exists() and not kept.samefile(path):
+        number += 1
+    return kept
+
+
 @dataclass(slots=True)
 class _Contents:
     """The proven start of a journal file, and what came after it."""
@@ -183,6 +211,37 @@ class _Contents:
     proven_bytes: int = 0
     unfinished_bytes: int = 0
     damage: str = ""
+
+
+def _opened(path: Path) -> int:
+    """The file, made if need be, with the kernel's word that nobody else appends to it."""
+    try:
+        fd = os.open(path, OPEN_FLAGS, 0o600)
+    except OSError as error:
+        raise _unavailable(path, "cannot be opened", error) from error
+    until = time.monotonic() + LOCK_SECONDS
+    try:
+        while not _locked(fd):
+            if time.monotonic() > until:
+                raise UnavailableError(
+                    f"{path}: another process has it open for writing and does not end; try `fuser {path}`"
+                )
+            time.sleep(LOCK_RETRY_SECONDS)
+    except OSError as error:
+        os.close(fd)
+        raise _unavailable(path, "cannot be locked", error) from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _undamaged(path: Path) -> _Contents:
@@ -209,20 +268,26 @@ def _proven(file: BinaryIO) -> _Contents:
         if len(line) > MAX_RECORD_BYTES:
             contents.damage = "it is longer than any record"
             break
-        if not line.endswith(b"\n"):
-            # A torn append ends inside its record. A whole record with one strange byte after it is damage.
-            whole, _ = _record(line[:-1], contents)
-            contents.damage = "" if whole is None else "its last byte is no newline"
-            contents.unfinished_bytes = len(line)
-            break
         record, damage = _record(line[:-1], contents)
-        if record is None:
-            contents.damage = damage
+        if record is None or not line.endswith(b"\n"):
+            # A torn append ends inside its record, or lacks sectors. A whole record with one strange byte after it is damage.
+            torn = record is None and not line.endswith(b"\n")
+            if torn or (_lacks_sectors(line, contents) and not file.read(1)):
+                contents.unfinished_bytes = len(line)
+            else:
+                contents.damage = damage or "its last byte is no newline"
             break
         contents.records.append(record)
         contents.last_hash = bytes.fromhex(line[:HASH_CHARS].decode())
         contents.proven_bytes += len(line)
     return contents
+
+
+def _lacks_sectors(line: bytes, before: _Contents) -> bool:
+    """Whether this is one append of which sectors never arrived, and not the remains of several: the number stands at the end of each."""
+    ending = b'"seq":%d}\n' % (len(before.records) + 1)
+    rest = line.rpartition(b"\0")[2]
+    return never_arrived(line, before.proven_bytes) and (rest.endswith(ending) or ending.endswith(rest))
 
 
 def _record(line: bytes, before: _Contents) -> tuple[dict[str, Any] | None, str]:
@@ -247,6 +312,10 @@ def _encoded(record: dict[str, Any], previous: bytes) -> tuple[bytes, bytes]:
     if len(body) + HASH_CHARS + 2 > MAX_RECORD_BYTES:
         raise ValueError(f"a journal record has {len(body)} bytes; at most {MAX_RECORD_BYTES} are allowed")
     return body, hashlib.sha256(previous + body).digest()
+
+
+def _line(body: bytes, digest: bytes) -> bytes:
+    return digest.hex().encode() + b" " + body + b"\n"
 
 
 def _write_line(fd: int, line: bytes) -> None:

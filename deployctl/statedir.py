@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from deployctl.durable import publish, sync_directory
+from deployctl.durable import make_directory, publish, sync_directory
 from deployctl.errors import ConflictError, InvalidError, UnavailableError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -176,7 +176,7 @@ class ServiceHome:
         Raises UnavailableError when that is not possible, or when someone else owns or may write a directory.
         """
         try:
-            self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_directory(self.state)
             _refuse_writable_by_others(self.state)
             for directory in (self.path, self.records, self.models, self.log):
                 _make_private(directory)

@@ -156,6 +156,42 @@ def forbidden_imports(module: str, source: str) -> list[str]:
     return found
 
 
+WALL_CLOCK = {
+    "cli.demo": "asks its callers for a report that is newer than the question",
+    "controller.labels": "refuses a label whose own time is in the future",
+    "controller.loop": "when an event happened, for people",
+    "labels.folder": "how long ago a file was written to, before it is spoken of",
+    "router.http": "the Date of an answer",
+    "router.server": "refuses a label whose own time is in the future",
+}
+"""Who may look at the wall clock, and for what. Steps, windows and time-outs are measured on the monotonic one: the other one steps."""
+
+WALL_CLOCK_CALL = re.compile(
+    r"\btime\.(time|time_ns|localtime|gmtime|ctime|asctime)\b|\b(datetime|date)\.(now|utcnow|today)\b"
+    r"|from time import [^\n]*\b(time|time_ns|localtime|gmtime)\b|\bCLOCK_REALTIME\b"
+)
+
+
+def test_only_those_who_show_it_look_at_the_wall_clock() -> None:
+    found = {module for module, path in MODULES.items() if WALL_CLOCK_CALL.search(path.read_text())}
+    assert found == set(WALL_CLOCK)
+
+
+@pytest.mark.parametrize(
+    ("source", "looks"),
+    [
+        ("deadline = time.time() + 5", True),
+        ("from time import monotonic, time", True),
+        ("now: Callable[[], datetime] = partial(datetime.now, UTC)", True),
+        ("from time import monotonic", False),
+        ("deadline = time.monotonic() + 5", False),
+        ("at = datetime.fromisoformat(text)", False),
+    ],
+)
+def test_a_planted_look_at_the_wall_clock_is_caught(source: str, looks: bool) -> None:
+    assert bool(WALL_CLOCK_CALL.search(source)) is looks
+
+
 def long_functions(source: str) -> list[str]:
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return [

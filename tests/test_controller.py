@@ -18,6 +18,7 @@ from deployctl.journal import Journal
 from deployctl.journal import read as read_journal
 from deployctl.records import Began, Clock, Gone, Intake
 from deployctl.records import read as read_records
+from deployctl.wire.orders import HELD_UP
 
 GOOD = {"1": Behaviour(errors=0.01, wrong=0.05), "2": Behaviour(errors=0.01, wrong=0.03)}
 DEAD = {"1": Behaviour(errors=0.01), "2": Behaviour(errors=1.0)}
@@ -285,6 +286,18 @@ def test_a_journal_that_tells_an_impossible_story_is_an_integrity_error(service)
         service.restart()
 
 
+def test_a_rollout_begins_in_the_instant_in_which_the_last_one_is_finished_by_itself(service):
+    """The order comes first, and finds out that there is nothing to finish any more."""
+    service.ramp(canary={"minDwell": "60s"})
+    service.watch(1)
+    service.promote("it has to", full=True)
+    assert service.kinds[-1] == "promoted"
+    service.ramp("3")
+    first, second = service.controller.service.rollouts
+    assert first.finished
+    assert second.plan.candidate.version == "3"
+
+
 # ── the world fails ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -407,6 +420,28 @@ def test_a_process_that_was_suspended_does_not_run_out_of_time_either(service):
     service.clock += 600
     service.watch(3)
     assert service.rollout.phase is Phase.PROGRESSING
+
+
+def test_what_was_under_way_while_a_router_did_not_run_is_harm_of_nobody(service):
+    """All of the candidate's, and none of the baseline's: it is the slower one."""
+    service.ramp(canary={"minDwell": "60s"})
+    service.watch(1)
+    service.clock += STEP
+    batch = service.callers.batch(service.clock)
+    before = service.controller.observation.says.totals_n.copy()
+    count = len(batch.id)
+    late = {"arm": bytes([1] * count), "status": np.full(count, 504, "<u2").tobytes()}
+    held_up = replaced(batch, **late, explicit=bytes([HELD_UP] * count))
+    service.controller.on_batch("router-1", held_up)
+    for number in range(1, 40):
+        again = replaced(held_up, number=batch.number + number)
+        service.controller.on_batch("router-1", again)
+    service.callers.number += 39
+    service.watch(1)
+    assert service.rollout.phase is Phase.PROGRESSING
+    assert service.controller.observation.left_out.held_up == 40 * count
+    assert service.controller.observation.left_out.explicit == 0
+    assert (service.controller.observation.says.totals_n >= before).all()
 
 
 def test_downtime_is_not_rollout_time(service):

@@ -230,18 +230,45 @@ def test_a_good_hash_over_no_record_is_damage_too(path: Path, body: bytes) -> No
 def test_recovery_keeps_the_damaged_file_and_goes_on_after_the_proven_records(path: Path) -> None:
     damaged = written(path, RECORDS).replace(b"weight", b"height")
     path.write_bytes(damaged)
-    recovery = recover(path)
+    recovery = recover(path, nothing)
     assert recovery is not None
     assert recovery.records == numbered(RECORDS[:1])
     assert recovery.kept.read_bytes() == damaged
     with Journal.open(path) as journal:
         assert journal.records == numbered(RECORDS[:1])
         assert journal.append({"kind": "recovered"}) == 2
-    assert recover(path) is None
+    assert recover(path, nothing) is None
     path.write_bytes(damaged)
-    again = recover(path)
+    again = recover(path, nothing)
     assert again is not None
     assert again.kept != recovery.kept
+
+
+def test_recovery_puts_the_ending_behind_the_proven_records_in_the_same_breath(path: Path) -> None:
+    path.write_bytes(written(path, RECORDS).replace(b"weight", b"height"))
+    seen = []
+
+    def ending(records: list[dict[str, Any]]) -> dict[str, Any]:
+        seen.extend(records)
+        return {"kind": "ended"}
+
+    assert recover(path, ending) is not None
+    assert seen == numbered(RECORDS[:1])
+    assert read(path) == numbered([RECORDS[0], {"kind": "ended"}])
+
+
+def test_a_recovery_that_was_interrupted_keeps_the_damaged_file_once(path: Path) -> None:
+    path.write_bytes(written(path, RECORDS).replace(b"weight", b"height"))
+    kept = path.with_name("journal.damaged-1")
+    kept.hardlink_to(path)  # as far as it came before it was killed
+    recovery = recover(path, nothing)
+    assert recovery is not None
+    assert recovery.kept == kept
+    assert list(path.parent.glob("journal.damaged-*")) == [kept]
+
+
+def nothing(_records: list[dict[str, Any]]) -> None:
+    """No record has to follow those that are proven."""
 
 
 def test_what_is_no_json_is_refused_and_leaves_no_trace(path: Path) -> None:
@@ -305,14 +332,62 @@ def test_when_a_failed_append_cannot_be_taken_back_there_are_no_more(path: Path)
     assert path.read_bytes() == before
 
 
-def test_a_second_writer_is_noticed_before_it_breaks_the_chain(path: Path) -> None:
-    with Journal.open(path) as one, Journal.open(path) as other:
+def test_a_second_writer_is_refused_by_the_kernel_until_the_first_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployctl.journal.LOCK_SECONDS", 0.1)
+    with Journal.open(path) as one:
+        for attempt in (Journal.open, lambda path: recover(path, nothing)):
+            with pytest.raises(UnavailableError, match="another process has it open"):
+                attempt(path)
         one.append({"kind": "mine"})
+        assert len(read(path)) == 1, "looking needs no lock"
+    with Journal.open(path) as other:
+        assert other.append({"kind": "theirs"}) == 2
+
+
+def test_a_writer_that_asks_for_no_lock_is_noticed_before_the_chain_breaks(path: Path) -> None:
+    with Journal.open(path) as journal:
+        journal.append({"kind": "mine"})
+        with path.open("ab") as file:
+            file.write(b"theirs")
         for _ in range(2):
-            with pytest.raises((IntegrityError, UnavailableError), match=r"someone else|closed for writing"):
-                other.append({"kind": "theirs"})
-        one.append({"kind": "mine"})
-    assert len(read(path)) == 2
+            with pytest.raises(IntegrityError, match=r"someone else|closed for writing"):
+                journal.append({"kind": "mine"})
+    assert path.read_bytes().count(b"mine") == 1
+
+
+# ── power cuts ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+LONG_RECORD = {"manifest": "m" * 3000}
+
+
+def test_an_append_of_which_any_sectors_never_arrived_is_unfinished(path: Path) -> None:
+    """A disk writes sectors in any order: the last one, with the newline, may be there without those before it."""
+    before, data = written(path, RECORDS), written(path, [LONG_RECORD])
+    sectors = range(len(before) // 512, (len(data) - 1) // 512 + 1)
+    for chosen in range(1, 2 ** len(sectors)):
+        lost = bytearray(data)
+        for bit, sector in enumerate(sectors):
+            start, end = max(sector * 512, len(before)), min((sector + 1) * 512, len(data))
+            if chosen >> bit & 1:
+                lost[start:end] = bytes(end - start)
+        path.write_bytes(lost)
+        with Journal.open(path) as journal:
+            assert journal.records == numbered(RECORDS)
+            assert journal.dropped_bytes == len(data) - len(before)
+        assert path.read_bytes() == before
+
+
+def test_a_record_that_lacks_a_sector_and_is_not_the_last_is_damage(path: Path) -> None:
+    whole = written(path, [LONG_RECORD])
+    data = bytearray(written(path, RECORDS))
+    data[512:1024] = bytes(512)
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=":1: "):
+        Journal.open(path)
+    assert len(data) > len(whole)
 
 
 def test_a_closed_journal_refuses(path: Path) -> None:

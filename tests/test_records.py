@@ -1,6 +1,7 @@
 """What was taken in is kept, whatever cuts the writing short, and a batch is read as rows."""
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -93,11 +94,52 @@ def test_any_changed_byte_is_damage_and_the_file_is_left_as_it_is(path):
             assert path.read_bytes() == damaged
 
 
-def test_zeros_at_the_end_are_damage_and_not_entries(path):
+def test_zeros_at_the_end_are_what_a_power_cut_left_and_no_entries(path):
     whole = write(path, ENTRIES)
-    path.write_bytes(whole + bytes(64))
-    with pytest.raises(IntegrityError):
+    path.write_bytes(whole + bytes(1000))
+    records = Records.open(path)
+    records.close()
+    assert records.dropped_bytes == 1000
+    assert read(path) == ENTRIES
+    assert path.read_bytes() == whole
+
+
+def test_whatever_sectors_of_the_last_second_never_arrived_the_entries_before_are_there(path):
+    within_a_second = [entry for entry in ENTRIES if not isinstance(entry, Clock)] * 12
+    before = write(path, ENTRIES)
+    whole = write(path, within_a_second)
+    chance = random.Random(3)
+    sectors = range(len(before) // 512, (len(whole) - 1) // 512 + 1)
+    for _ in range(300):
+        lost = bytearray(whole)
+        for sector in chance.sample(sectors, chance.randrange(1, len(sectors))):
+            start, end = max(sector * 512, len(before)), min((sector + 1) * 512, len(whole))
+            lost[start:end] = bytes(end - start)
+        path.write_bytes(lost)
+        records = Records.open(path)
+        records.close()
+        kept = whole[: len(whole) - records.dropped_bytes]
+        assert len(before) <= len(kept) < len(whole)
+        assert path.read_bytes() == kept
+        assert read(path) == [*ENTRIES, *within_a_second][: len(read(path))]
+
+
+def test_a_sector_that_was_on_the_platter_and_is_lost_is_damage(path):
+    """A mark behind it says so: damage must not pass for the work of a power cut, and cost all that came after it."""
+    records = Records.open(path)
+    for entry in ENTRIES * 12:
+        records.append(entry)
+    records.sync()()
+    records.append(Clock(99.0))
+    records.append(ENTRIES[0])
+    records.close()
+    whole = path.read_bytes()
+    assert len(read(path)) == len(ENTRIES * 12) + 2, "a mark is no entry"
+    damaged = whole[:512] + bytes(512) + whole[1024:]
+    path.write_bytes(damaged)
+    with pytest.raises(IntegrityError, match="checksum"):
         Records.open(path)
+    assert path.read_bytes() == damaged
 
 
 def test_damage_costs_no_file_descriptor(path):

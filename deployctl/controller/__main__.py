@@ -15,16 +15,14 @@ from typing import Any
 
 import uvloop
 
-from deployctl.controller import documents
+from deployctl.controller import documents, recovery
 from deployctl.controller.commands import Commands
 from deployctl.controller.labels import LabelIntake
 from deployctl.controller.loop import TICK_SECONDS, Controller
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.plan import HUMAN
-from deployctl.core.rollout import Cause, Event, Kind
 from deployctl.errors import DeployctlError, IntegrityError, InvalidError, error_for
 from deployctl.journal import Journal
-from deployctl.journal import recover as journal_recover
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
 from deployctl.traffic.builtin import RouterLink
@@ -125,6 +123,7 @@ class Api:
 
     async def _labels(self, request: admin.AdminRequest) -> dict[str, Any]:
         by, answer = _text(request, "by"), self.labels.post(request.body)
+        await self._controller.keep_labels()
         _log(f"{answer['accepted']} labels from {by}, {answer['refused']} more refused")
         return answer
 
@@ -177,8 +176,6 @@ async def _control(
     controller.workers = link
     traffic = RouterLink(given.fence, controller.on_batch, controller.wake, controller.on_router_gone)
     controller.traffic = traffic
-    if given.recover:
-        _end_rollout_after_damage(controller)
     await traffic.listen(socket.socket(fileno=given.orders_fd))
     commands = Commands(controller, link)
     api = Api(controller, commands, link, given.address)
@@ -213,24 +210,12 @@ async def _give_up(
 
 
 def _open_journal(home: ServiceHome, *, recover: bool) -> Journal:
-    recovery = journal_recover(home.journal) if recover else None
-    if recovery is not None:
-        _log(
-            f"{home.journal}: {recovery.damage}; kept as {recovery.kept}, {len(recovery.records)} records are proven"
-        )
+    for line in recovery.recover(home) if recover else ():
+        _log(line)
     journal = Journal.open(home.journal)
     if journal.dropped_bytes:
         _log(f"{home.journal}: {journal.dropped_bytes} bytes of an unfinished record were cut")
     return journal
-
-
-def _end_rollout_after_damage(controller: Controller) -> None:
-    """After `--recover` the last live version that is proven serves, with no rollout."""
-    rollout = controller.service.running if controller.service else None
-    if rollout is not None:
-        words = "the journal was damaged after this; recovered without the rollout"
-        event = Event(0, Kind.ROLLED_BACK, rollout.at, "person:recover", Cause.PERSON, words, rollout.step)
-        controller.record(rollout.id, event)
 
 
 def _log(line: str) -> None:

@@ -289,12 +289,11 @@ class Commands:
         labels: dict[str, Any] | None = None,
     ) -> Rollout:
         controller = self._controller
+        now = controller.order_time()  # first: it may be just now that the last one is finished by itself
         assert controller.service is not None
         last = controller.service.rollout
         if last is not None and not last.finished:
-            ending = Event(
-                0, Kind.FINISHED, controller.order_time(), by, Cause.PERSON, "the next rollout begins"
-            )
+            ending = Event(0, Kind.FINISHED, now, by, Cause.PERSON, "the next rollout begins")
             controller.record(last.id, ending)
         number = len(controller.service.rollouts) + 1
         rollout_id = f"{controller.name}-{number}-{self.token()}"

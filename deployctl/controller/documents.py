@@ -212,6 +212,7 @@ def _left_out(controller: Controller) -> dict[str, int]:
     seen = controller.observation.left_out if controller.observation else None
     return {
         "explicit_version": seen.explicit if seen else 0,
+        "held_up": seen.held_up if seen else 0,
         "client_left": seen.client_left if seen else 0,
         "lost_pairs": seen.lost_pairs if seen else 0,
         "client_left_pairs": seen.client_left_pairs if seen else 0,

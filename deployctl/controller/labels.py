@@ -95,6 +95,8 @@ class LabelIntake:
         if taken := [label for label in labels if not reasons or flaw(label, now) is None]:
             try:
                 controller.on_labels(taken)
+                # Before the place is remembered: in a power cut they would else be lost, and never read again.
+                await controller.keep_labels()
             except DeployctlError:
                 self._watched = None  # from the last place that was remembered, once more
                 raise

@@ -176,10 +176,7 @@ class Controller:
             if record["type"] == "served":
                 self._fold_served(record)
             else:
-                event = msgspec.convert(
-                    {**record["event"], "seq": record["seq"], "wall": record["wall"]}, Event
-                )
-                self._fold_event(record["rollout"], event)
+                self._fold_event(record["rollout"], event_of(record))
                 self._fold_prediction(record)
         rollout = self.service.rollout if self.service else None
         if rollout is not None:
@@ -211,6 +208,9 @@ class Controller:
     def _resume(self, rollout: Rollout) -> None:
         """Take up a rollout that was running: the same records give the same evidence."""
         self._records = Records.open(self._records_path(rollout), max_bytes=self.kept["max_bytes"])
+        if self._records.dropped_bytes:
+            lost = f"{self._records.dropped_bytes} bytes of outcomes that were not on the disk yet were cut"
+            sys.stderr.write(f"deployctl: {self._records.path}: {lost}\n")
         if rollout.learned is not None:
             self.observation = Observation(rollout.plan, rollout.learned)
         last, self._seen_batches = rollout.at, {}
@@ -372,6 +372,11 @@ class Controller:
                 "the labels cannot be written down: look at the disk, then send them again"
             )
         return {name: count - before[name] for name, count in counted.labels.items()}
+
+    async def keep_labels(self) -> None:
+        """Return when the labels that were taken in are safe from a power cut: their work is a person's. Raises UnavailableError."""
+        if self._records is not None:
+            await asyncio.to_thread(self._records.sync())
 
     def on_router_gone(self, router: str) -> None:
         """Nothing of a lost router is in flight any more."""
@@ -657,8 +662,8 @@ class Controller:
     async def confirmed(self, seconds: float) -> bool:
         """Whether the routers read back, within this time, what the journal says."""
         assert self.service is not None
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        waited = RolloutClock()  # a machine that was suspended meanwhile is no router that does not answer
+        while waited.advance(time.monotonic()) < seconds:
             self._tried(self.act, self.monotonic())
             read_back = self.traffic.confirmed
             if read_back is not None and read_back == self.service.split:
@@ -702,6 +707,11 @@ def _possible(split: Split, ready: set[str], ordered: Split | None) -> Split | N
             split, weight=0.0
         )  # a service that starts in mid-rollout serves before its candidate is loaded
     return None
+
+
+def event_of(record: Mapping[str, Any]) -> Event:
+    """The event in a record of the journal."""
+    return msgspec.convert({**record["event"], "seq": record["seq"], "wall": record["wall"]}, Event)
 
 
 def wall_time() -> str:

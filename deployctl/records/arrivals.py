@@ -15,17 +15,20 @@ from deployctl.core.plan import LabelRules
 from deployctl.records.entries import LABELS, Began, Entry, Gone, Intake
 from deployctl.records.join import LabelJoin
 from deployctl.records.rows import SEEN, Rows, rows_written
+from deployctl.wire.orders import HELD_UP
 
 
 @dataclass(slots=True)
 class LeftOut:
     """What is no evidence, or only half of it, since the rollout began: counted, never silently lost.
 
-    `explicit` and `client_left` count requests, `lost_pairs` and `client_left_pairs` pairs: one of the two rows never came (its
+    `explicit` (they named their version), `held_up` (they were under way while their router did not run; copies count, too) and
+    `client_left` count requests, `lost_pairs` and `client_left_pairs` pairs: one of the two rows never came (its
     router died, or had no room for it), or nobody waited for the request's answer any more.
     """
 
     explicit: int = 0
+    held_up: int = 0
     client_left: int = 0
     lost_pairs: int = 0
     client_left_pairs: int = 0
@@ -151,7 +154,9 @@ class Arrivals:
         rows = rows_written(entry.batch)
         of_rollout = rows.columns["split"] >= (self._first_split or 0)
         original = of_rollout & (rows.columns["mirrored"] == 0)
-        self.left_out.explicit += int((of_rollout & rows.explicit).sum())
+        held_up = np.frombuffer(entry.batch.explicit, np.int8) == HELD_UP
+        self.left_out.explicit += int((of_rollout & rows.explicit & ~held_up).sum())
+        self.left_out.held_up += int((of_rollout & held_up).sum())
         self.left_out.client_left += int((original & (rows.columns["status"] == CLIENT_LEFT)).sum())
         kept = rows.take(of_rollout & ~rows.explicit).seen()
         columns = kept.columns

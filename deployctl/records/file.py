@@ -2,7 +2,8 @@
 
 The records of a rollout are a row of segments, `ID.records`, `ID.records.1` and so on, read as one. Entries go to the page cache at
 once and to the platter once a second, beside the loop: kill -9 loses nothing, a power cut at most the last second (evidence then
-is less, never other). An unfinished last entry is cut; any other damage is an IntegrityError.
+is less, never other). An unfinished last entry is cut, and so is what a power cut left behind of the last second: from the first entry
+that lacks a whole sector on, unless a mark behind it says that it was on the platter. Any other damage is an IntegrityError.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import errno
 import os
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from typing import BinaryIO, Self
 
-from deployctl.durable import sync_directory
+from deployctl.durable import never_arrived, sync_directory
 from deployctl.errors import IntegrityError, UnavailableError
 from deployctl.records.entries import Began, Clock, Entry, Intake, decode, encode
 
@@ -30,6 +32,10 @@ SUFFIX = ".records"
 
 _HEAD = Struct("<III")
 """Length of the body, checksum of the length, checksum of the body: a damaged length must not pass for an unfinished end."""
+
+_MARK = b"on the platter: "
+"""Begins the body of a mark, which is no entry: so many bytes of its segment were safe when it was written."""
+_PLACE = Struct("<Q")
 
 
 class Records:
@@ -48,6 +54,8 @@ class Records:
         self._length = 0  # of the last segment
         self._earlier = 0  # bytes in the segments before it
         self._others = 0  # bytes of other rollouts
+        self._safe = (0, 0)  # a segment, and how many of its bytes are on the platter
+        self._marked = 0  # of how many bytes of the last segment a mark says so
         self._syncing: threading.Thread | None = None
         self._unsynced: OSError | None = None
 
@@ -64,6 +72,8 @@ class Records:
             records._length, size = _checked(last, last=True)
             if size > records._length:
                 os.ftruncate(records._fd, records._length)
+                # Else what is written next could come to stand between the remains of what was cut.
+                os.fsync(records._fd)
             records.dropped_bytes = size - records._length
             records._others = sum(size for _, size in _others(path))
         except OSError as error:
@@ -84,23 +94,39 @@ class Records:
 
     def append(self, entry: Entry) -> None:
         """Write one entry down. Raises UnavailableError when the disk or the limit does not take it; it then does not count."""
-        body = encode(entry)
-        data = _HEAD.pack(len(body), _crc_of_length(len(body)), zlib.crc32(body)) + body
+        data = _framed(encode(entry))
         try:
             if isinstance(entry, Intake):  # the rest is small, and time goes on
                 self._make_room(len(data))
             self._write(data)
+            if isinstance(entry, Clock):
+                self._mark()
         except OSError as error:
             raise UnavailableError(f"{self.path}: an outcome cannot be written: {error.strerror}") from error
-        self._length += len(data)
         if isinstance(entry, Began):
             self.began.append(entry)
         elif isinstance(entry, Clock):
             self._sync_beside()
 
+    def sync(self) -> Callable[[], None]:
+        """What any thread may call to bring all that was appended until now to the platter. It raises UnavailableError."""
+        of = os.dup(self._fd), self._segment, self._length
+
+        def sync() -> None:
+            try:
+                self._sync(*of)
+            except OSError as error:
+                raise UnavailableError(
+                    f"{self.path}: cannot be brought to the disk: {error.strerror}"
+                ) from error
+
+        return sync
+
     def close(self) -> None:
-        """Close the file; twice is the same as once."""
+        """Bring the rest to the platter and close the file; twice is the same as once."""
         if self._fd >= 0:
+            with suppress(OSError):  # then a power cut would leave less evidence, and nobody can do anything
+                os.fsync(self._fd)
             os.close(self._fd)
             self._fd = -1
 
@@ -113,10 +139,12 @@ class Records:
             raise OSError(errno.ENOENT, "it was removed; nothing counts until the service is started again")
         if now.st_size > self._length:
             os.ftruncate(self._fd, self._length)  # half an entry that a full disk left behind
+            os.fsync(self._fd)
         if self._length and self._length + len(data) > self._segment_bytes:
             self._rotate()
         if os.write(self._fd, data) != len(data):
             raise OSError(errno.ENOSPC, "the disk is full")
+        self._length += len(data)
 
     def _rotate(self) -> None:
         """The next segment. All before it is on the platter first, so no gap can come to be."""
@@ -126,7 +154,16 @@ class Records:
         self._fd = following
         self._segment += 1
         self._earlier += self._length
-        self._length = 0
+        self._length = self._marked = 0
+
+    def _mark(self) -> None:
+        """Say in the file how much of it is safe: damage in there is then never taken for the work of a power cut."""
+        segment, safe = self._safe
+        mark = _framed(_MARK + _PLACE.pack(safe))
+        fits = self._length + len(mark) <= self._segment_bytes
+        if fits and segment == self._segment and safe > self._marked:
+            self._write(mark)
+            self._marked = safe
 
     def _make_room(self, wanted: int) -> None:
         """Rollouts that are over go first, the oldest as a whole: half a log would replay to something else."""
@@ -143,16 +180,23 @@ class Records:
         """To the platter, without the loop waiting for it."""
         if self._syncing is not None and self._syncing.is_alive():
             return
-        self._syncing = threading.Thread(target=self._sync, args=(os.dup(self._fd),), daemon=True)
+        of = os.dup(self._fd), self._segment, self._length
+        self._syncing = threading.Thread(target=self._sync_or_say_so, args=of, daemon=True)
         self._syncing.start()
 
-    def _sync(self, fd: int) -> None:
+    def _sync_or_say_so(self, fd: int, segment: int, length: int) -> None:
         try:
-            os.fsync(fd)
+            self._sync(fd, segment, length)
         except OSError as error:
             self._unsynced = error
+
+    def _sync(self, fd: int, segment: int, length: int) -> None:
+        """Bring this segment to the platter, as far as it goes now; `fd` is closed."""
+        try:
+            os.fsync(fd)
         finally:
             os.close(fd)
+        self._safe = max(self._safe, (segment, length))
 
 
 def segments_of(path: Path) -> list[Path]:
@@ -161,6 +205,23 @@ def segments_of(path: Path) -> list[Path]:
     while (segment := _segment(path, len(found))).exists():
         found.append(segment)
     return found
+
+
+def keep_aside(path: Path) -> Path:
+    """Give damaged records another name, and so their rollout new ones; they still count as records of the service.
+
+    Raises UnavailableError. A crash in the middle of it leaves damaged records, and it can be done again.
+    """
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.damaged-{number}{SUFFIX}")).exists():
+        number += 1
+    try:
+        for at, segment in reversed([*enumerate(segments_of(path))]):
+            segment.rename(_segment(kept, at))
+        sync_directory(path.parent)
+    except OSError as error:
+        raise UnavailableError(f"{path}: cannot be kept aside: {error.strerror}") from error
+    return kept
 
 
 def size_of(path: Path) -> int:
@@ -185,7 +246,8 @@ def entries_of(path: Path, length: int | None = None) -> Iterator[Entry]:
                 for body, end in _bodies(file, segment, last=segment == segments[-1]):
                     if length is not None and end > length:
                         return
-                    yield decode(body)
+                    if not body.startswith(_MARK):
+                        yield decode(body)
                 length = None if length is None else length - file.tell()
     except OSError as error:
         raise UnavailableError(f"{path}: cannot be read: {error.strerror}") from error
@@ -215,25 +277,56 @@ def _checked(path: Path, *, last: bool) -> tuple[int, int]:
 
 
 def _bodies(file: BinaryIO, path: Path, *, last: bool) -> Iterator[tuple[bytes, int]]:
-    """Each entry, and the place after it. Only the last segment may end in the middle of one."""
+    """Each entry and mark, and the place after it. Only the last segment may end in the middle of one, or lack sectors."""
     at = number = 0
     while head := file.read(_HEAD.size):
         number += 1
-        damage = f"{path}: entry {number} at byte {at} does not match its checksum"
-        if len(head) == _HEAD.size:
-            size, size_checksum, checksum = _HEAD.unpack(head)
-            if size_checksum != _crc_of_length(size):
-                raise IntegrityError(damage)
-            body = file.read(size)
-            if len(body) == size:
-                if zlib.crc32(body) != checksum:
-                    raise IntegrityError(damage)
-                at += _HEAD.size + size
-                yield body, at
-                continue
-        if not last:
-            raise IntegrityError(f"{path}: ends in the middle of entry {number}, and is not the last segment")
-        return
+        body, size = _body(file, head)
+        if body is not None:
+            at += _HEAD.size + len(body)
+            yield body, at
+            continue
+        if last and (size is None or _was_lost(file, at, size)):
+            return
+        what = f"{path}: entry {number} at byte {at} does not match its checksum"
+        if size is None:
+            what = f"{path}: ends in the middle of entry {number}, and is not the last segment"
+        raise IntegrityError(
+            f"{what}; nothing was changed; `deployctl up --recover` keeps the file aside and serves without the rollout"
+        )
+
+
+def _body(file: BinaryIO, head: bytes) -> tuple[bytes | None, int | None]:
+    """The body after this head, or None and how many bytes the damage is in; None twice where the file ends in the middle."""
+    if len(head) < _HEAD.size:
+        return None, None
+    size, size_checksum, checksum = _HEAD.unpack(head)
+    if size_checksum != _crc_of_length(size):
+        return None, _HEAD.size
+    body = file.read(size)
+    if len(body) < size:
+        return None, None
+    return (body, size) if zlib.crc32(body) == checksum else (None, _HEAD.size + size)
+
+
+def _was_lost(file: BinaryIO, at: int, size: int) -> bool:
+    """Whether a power cut explains what is wrong with the entry at this place: it was not on the platter yet, and lacks a sector."""
+    file.seek(at)
+    rest = file.read()
+    if not never_arrived(rest, at, size):
+        return False
+    found = 0
+    while (found := rest.find(_MARK, found)) >= 0:
+        start, found = found - _HEAD.size, found + len(_MARK)
+        place = rest[found : found + _PLACE.size]
+        whole = start >= 0 and len(place) == _PLACE.size and rest.startswith(_framed(_MARK + place), start)
+        if whole and _PLACE.unpack(place)[0] > at:
+            return False
+    return True
+
+
+def _framed(body: bytes) -> bytes:
+    return _HEAD.pack(len(body), _crc_of_length(len(body)), zlib.crc32(body)) + body
 
 
 def _crc_of_length(length: int) -> int:

@@ -61,7 +61,7 @@ word_hash = lru_cache(maxsize=65_536)(text_hash)
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A batch decoded: ROW (or SEEN) rows with their ids, predictions and whether a versioned path chose the version."""
+    """A batch decoded: ROW (or SEEN) rows with their ids, predictions and whether they are never evidence (`explicit`)."""
 
     columns: Columns
     ids: list[str]
@@ -123,7 +123,7 @@ def _rows(batch: Batch, count: int) -> Rows:
     ):
         missing = not raw and name in _NOT_COPIED
         columns[name] = _NOT_COPIED[name] if missing else _column(raw, ROW[name], count)
-    return Rows(columns, batch.id, batch.prediction, _column(batch.explicit, np.dtype("i1"), count) == 1)
+    return Rows(columns, batch.id, batch.prediction, _column(batch.explicit, np.dtype("i1"), count) != 0)
 
 
 def _column(raw: bytes, kind: np.dtype[Any], count: int) -> NDArray[Any]:

@@ -55,6 +55,7 @@ async def serve(listener: socket.socket, orders: str, settings: Settings) -> Non
     server = Server(settings, lambda: link.read_back())  # noqa: PLW0108 - `link` is made in the next line
     link = OrdersLink(orders, server.outcomes, server.apply, lambda: server.upstreams.connected)
     controller = asyncio.ensure_future(link.stay_connected())
+    beating = asyncio.ensure_future(server.pulse.beat())
     clients = Connections(server.serve, settings.limits)
     ordered = asyncio.ensure_future(link.first_order.wait())
     stopped = asyncio.ensure_future(stop.wait())
@@ -72,6 +73,7 @@ async def serve(listener: socket.socket, orders: str, settings: Settings) -> Non
         await _until(lambda: server.outcomes.all_written_down, _LAST_BATCH)
     server.upstreams.close()
     controller.cancel()
+    beating.cancel()
     ordered.cancel()
 
 

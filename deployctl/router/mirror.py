@@ -21,6 +21,7 @@ from deployctl.core.assignment import goes_to_candidate
 from deployctl.core.plan import Copy, Split
 from deployctl.router.http import ANSWERS
 from deployctl.router.outcomes import CLIENT_LEFT, Outcome, Outcomes
+from deployctl.router.suspension import Pulse
 from deployctl.router.upstreams import Link
 from deployctl.wire.frames import Answer, Encoding, Kind, encode_request
 from deployctl.wire.frames import Request as Frame
@@ -108,8 +109,9 @@ class Duplicate(msgspec.Struct, kw_only=True, eq=False):
 class Mirror:
     """All copies of this router: who gets one, and the rows of those that were taken."""
 
-    def __init__(self, outcomes: Outcomes) -> None:
+    def __init__(self, outcomes: Outcomes, pulse: Pulse) -> None:
         self._outcomes = outcomes
+        self._pulse = pulse
         self._lanes: dict[str, Lane] = {}
         self._open: dict[int, Original] = {}  # by serial, and so in the order of their start
         self._expected_bytes = 0  # of bodies whose requests are not answered yet
@@ -139,7 +141,7 @@ class Mirror:
             digest = copy.version.digest
             if digest in loaded:
                 if digest not in self._lanes:
-                    self._lanes[digest] = Lane(loaded[digest], self._ended, self._dropped)
+                    self._lanes[digest] = Lane(loaded[digest], self._pulse, self._ended, self._dropped)
                 self._lanes[digest].limit = split.copy_limit
 
     def wants(self, request_id: str) -> bool:
@@ -219,9 +221,14 @@ class Lane:
     """
 
     def __init__(
-        self, upstream: Upstream, ended: Callable[[Original, Ended], None], dropped: Callable[[int], None]
+        self,
+        upstream: Upstream,
+        pulse: Pulse,
+        ended: Callable[[Original, Ended], None],
+        dropped: Callable[[int], None],
     ) -> None:
         self.link = Link(upstream, _unnoticed)
+        self._pulse = pulse
         self.limit = 0
         self._ended = ended
         self._dropped = dropped
@@ -282,7 +289,9 @@ class Lane:
     def _end(self, copy: Duplicate, status: int, answer: Answer | None = None) -> None:
         self._bytes -= copy.size
         copy.body = b""
-        latency = (monotonic() - copy.since) * 1000
+        latency = (self._pulse.now() - copy.since) * 1000
+        if copy.since <= self._pulse.woke_at:
+            status, answer = CLIENT_LEFT, None  # it was held up while this process did not run: no evidence
         read = () if answer is None else (answer.null, answer.prediction, answer.confidence)
         self._ended(copy.original, Ended(copy.arm, latency, status, *read))
 

@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     latency: float
     status: int
     null: bool
-    explicit: bool
+    explicit: int  # 0, 1 or HELD_UP
     prediction: str | None
     serial: int = 0
     mirrored: bool = False

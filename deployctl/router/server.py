@@ -36,10 +36,11 @@ from deployctl.router.http import ANSWERS, JSON, Connection, Limits, Pending, Re
 from deployctl.router.inputs import NO_INPUT, hasher
 from deployctl.router.mirror import Mirror, Original
 from deployctl.router.outcomes import CLIENT_LEFT, Outcome, Outcomes
+from deployctl.router.suspension import Pulse
 from deployctl.router.upstreams import Link, Upstreams
 from deployctl.wire.frames import NO_BINARY, Answer, Encoding, Kind, encode_request
 from deployctl.wire.frames import Request as Frame
-from deployctl.wire.orders import LabelPost, Order, Upstream
+from deployctl.wire.orders import HELD_UP, LabelPost, Order, Upstream
 
 BASELINE, CANDIDATE, NEITHER = 0, 1, -1
 _EXTENSIONS = ["binary_tensor_data"]
@@ -85,7 +86,8 @@ class Server:
         self.settings = settings
         self.upstreams = Upstreams(changed)
         self.outcomes = Outcomes(self._watermarks)
-        self.mirror = Mirror(self.outcomes)
+        self.pulse = Pulse()
+        self.mirror = Mirror(self.outcomes, self.pulse)
         self._hash_input = None if settings.inputs == "none" else hasher(settings.input_key)
         self._split = Split(0, Version("", ""))
         self._records_inputs = False
@@ -436,7 +438,7 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
 
     def _latency(self) -> float:
         """Milliseconds until now. An exchange stays in flight until it is recorded: the watermark waits for it."""
-        return (monotonic() - self.start) * 1000
+        return (self.server.pulse.now() - self.start) * 1000
 
     def _record(
         self,
@@ -463,7 +465,7 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
             latency,
             status,
             null,
-            self.explicit,
+            HELD_UP if self.start <= server.pulse.woke_at else int(self.explicit),
             prediction,
             self.serial,
             False,  # not a copy

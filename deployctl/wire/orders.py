@@ -20,6 +20,8 @@ from deployctl.core.plan import Split
 MAX_MESSAGE = 64 * 1024 * 1024
 MAX_ARM = 15
 """The highest number of an arm that can get copies: a request has one bit for each."""
+HELD_UP = 2
+"""In the column `explicit` of a batch: the router did not run for a while, and whatever was under way then was late by nobody's fault."""
 _LENGTH = Struct("<I")
 
 
@@ -79,7 +81,7 @@ class Batch(msgspec.Struct, tag="batch", frozen=True):
     bytes of little-endian arrays: key u8 (8 bytes, hash of the routing key), arm i1 (0 baseline, 1 candidate, -1 a
     loaded version outside the split, always explicit; 2… further versions that get copies), split u4,
     start f8 (CLOCK_MONOTONIC seconds), latency f4 (milliseconds), status u2 (499: the client left), null i1,
-    explicit i1 (a versioned path, never evidence). `prediction` is None where none could be read.
+    explicit i1 (never evidence: 1 a versioned path, or HELD_UP). `prediction` is None where none could be read.
     `dropped` counts outcomes that this router had to throw away since it started.
 
     Where requests are copied: serial u8 (number of the request in this router process; a copy has that of its request),

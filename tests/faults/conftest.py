@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "router"))
 
 from service_rig import Box
 from tally import Tally
@@ -35,10 +36,14 @@ def long(request):
 
 
 @pytest.fixture
-def box(tmp_path):
-    """A service at version 1, in a box of its own."""
+def service_box(tmp_path):
+    """A box of its own, in which no service was started yet."""
     box = Box(tmp_path)
-    try:
-        yield box.up()
-    finally:
-        box.close()
+    yield box
+    box.close()
+
+
+@pytest.fixture
+def box(service_box):
+    """A service at version 1, in a box of its own."""
+    return service_box.up()

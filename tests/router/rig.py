@@ -260,6 +260,12 @@ class Street:
         self.controller.go_away()
         self.listener.close()
 
+    def suspend(self, seconds):
+        """The router does not run for so long, as on a machine that sleeps."""
+        self.router.send_signal(signal.SIGSTOP)
+        threading.Event().wait(seconds)
+        self.router.send_signal(signal.SIGCONT)
+
     def stop(self):
         self.router.send_signal(signal.SIGTERM)
         return self.router.wait(PATIENCE)

@@ -17,6 +17,7 @@ from rig import Load, Street, do, request, rows
 
 from deployctl.core.plan import Copy
 from deployctl.router.mirror import MAX_BYTES, MAX_WAITING
+from deployctl.router.suspension import LONGEST_STALL
 from deployctl.wire.orders import Upstream
 
 INFER = "/v2/models/m/infer"
@@ -603,3 +604,16 @@ def test_people_decide_on_without_any_worker(make_street):
         assert street.ask("GET", f"/v2/models/m{place}/ready").json == {"name": "m", "ready": True}
         assert street.ask("GET", f"/v2/models/m{place}").json["versions"] == ["human"]
         assert street.infer(b"{}", path=f"/v2/models/m{place}/infer").json["model_version"] == "human"
+
+
+def test_a_copy_that_was_under_way_while_the_router_did_not_run_is_no_evidence(make_street):
+    """Its request was answered before: the candidate alone would be late."""
+    street = make_street(timeout=1.0)
+    street.mirror()
+    street.infer(do("hang", by="2"), x_request_id="copied")
+    assert street.controller.outcome_of("copied").explicit == 0
+    street.suspend(LONGEST_STALL + 0.2)
+    copy = street.controller.copies_of("copied")[CANDIDATE]
+    assert copy.status == 499
+    street.infer(do("hang", by="2"), x_request_id="after")
+    assert street.controller.copies_of("after")[CANDIDATE].status == 504

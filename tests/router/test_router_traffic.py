@@ -14,8 +14,9 @@ from deployctl.core.plan import Split, Version
 from deployctl.router.http import Request
 from deployctl.router.outcomes import MAX_KEPT, Outcome, Outcomes
 from deployctl.router.server import Server, Settings
+from deployctl.router.suspension import LONGEST_STALL
 from deployctl.wire.frames import Answer
-from deployctl.wire.orders import LabelRow, Order, Upstream, decode_up
+from deployctl.wire.orders import HELD_UP, LabelRow, Order, Upstream, decode_up
 
 INFER = "/v2/models/m/infer"
 BASELINE, CANDIDATE = 0, 1
@@ -521,3 +522,24 @@ def test_a_killed_router_is_replaced_on_the_same_socket(street):
         assert client.read().status == 200
     names = {hello.router for hello in street.controller.hellos}
     assert len(names) == len(street.controller.hellos) == 2
+
+
+# -- suspension
+
+
+def test_what_was_under_way_while_the_router_did_not_run_is_marked(street):
+    """Late by no version's fault: what waited for its answer, and what was answered meanwhile. What comes after counts again."""
+    street.split(50)
+    with street.connect() as client, street.connect() as other:
+        client.send(request("POST", INFER, do("hold"), x_request_id="held"))
+        other.send(request("POST", INFER, do("slow", seconds=0.3), x_request_id="slow"))
+        street.infer()  # later than those that wait, so that they are with their workers now
+        street.suspend(LONGEST_STALL + 0.2)
+        assert other.read().status == 200
+        for _ in range(20):
+            street.infer(do("release"))  # both workers
+        client.read()
+    held, slow = street.controller.outcome_of("held"), street.controller.outcome_of("slow")
+    assert (held.explicit, slow.explicit) == (HELD_UP, HELD_UP)
+    street.infer(x_request_id="after")
+    assert street.controller.outcome_of("after").explicit == 0
