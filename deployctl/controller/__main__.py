@@ -22,7 +22,7 @@ from deployctl.controller.loop import TICK_SECONDS, Controller
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.plan import HUMAN
 from deployctl.core.rollout import Cause, Event, Kind
-from deployctl.errors import DeployctlError, IntegrityError, InvalidError, error_for
+from deployctl.errors import DeployctlError, IntegrityError, InvalidError, UnavailableError, error_for
 from deployctl.journal import Journal
 from deployctl.journal import recover as journal_recover
 from deployctl.statedir import ServiceHome
@@ -199,7 +199,13 @@ async def _control(
 async def _give_up(
     error: DeployctlError, link: SupervisorLink, given: argparse.Namespace, ended: asyncio.Event
 ) -> None:
-    """A start that fails ends the service. One that served before goes on serving its last split, and says why it is stuck."""
+    """A start that fails ends the service. One that served before goes on serving its last split, and says why it is stuck.
+
+    What is in the way of one that takes over may pass, as a full disk does: it ends, and its supervisor tries again.
+    """
+    if given.fence > 1 and isinstance(error, UnavailableError):
+        _log(f"{error}; traffic stays as it was, and it is tried again")
+        sys.exit(error.exit_code)
     if given.fence == 1 or not isinstance(error, IntegrityError):
         link.exit(error.exit_code, str(error))
         await ended.wait()

@@ -1,0 +1,207 @@
+"""One point of the sweep: a chapter, a fault in it, perhaps another one in the recovery from the first; then the checker.
+
+    python sweep_runner.py ROOT SHARED     tasks come as JSON lines on stdin, results go out as JSON lines
+"""
+
+import json
+import shutil
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import sweep_checker
+import sweep_twins
+from sweep_faults import DEADLY, Fault, Strace, traced_points
+from sweep_lane import EndedError, HangError, Lane
+from sweep_play import Play, WrongError
+from sweep_stories import CHAPTERS
+
+BY_NAME = {chapter.name: chapter for chapter in CHAPTERS}
+
+
+@dataclass
+class Result:
+    """What became of one point. `end` is "kept" (all promises), "violated", "hung", or "not reached" (the story was over first)."""
+
+    chapter: str
+    faults: list
+    end: str = "kept"
+    words: str = ""
+    seconds: float = 0.0
+    seen: list = field(default_factory=list)
+
+
+class Runner:
+    """Plays points in one lane; `shared` has the manifests and the snapshots of all chapters."""
+
+    def __init__(self, root, shared):
+        self.lane = Lane(root)
+        self.shared = shared
+        self._traced: Strace | None = None
+        self._came = False
+
+    # ── clean runs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def rehearse(self, chapter, trace=None):
+        """A run without a fault: keeps its end for the chapters after it, and gives how often each function was called."""
+        play = self._begin(chapter, trace)
+        try:
+            self._await_service()
+            chapter.play(play)
+            sweep_checker.check_controller(play, exact=True)
+            counts = self.lane.board.counts()
+        finally:
+            self.lane.controller.end()
+            self._untrace()
+        kept = self._snapshot(chapter.name)
+        shutil.copytree(self.lane.home.path, kept, ignore=_no_sockets)
+        return counts
+
+    # ── points ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, chapter, faults, *, parity=0, twin=None):
+        """One point; what is wrong is in the result, never raised."""
+        result = Result(chapter.name, [asdict(fault) for fault in faults])
+        began = time.monotonic()
+        self.lane.sabotage = sweep_twins.TWINS[twin] if twin else None
+        try:
+            self._point(chapter, faults, parity, result)
+        except HangError as error:
+            result.end, result.words = "hung", f"{error}; {self._last_words()}"
+        except Exception as error:  # noqa: BLE001 - the journal's own errors, and a bug of the sweep: each has to be looked at
+            result.end, result.words = "violated", f"{type(error).__name__}: {error}; {self._last_words()}"
+        self._untrace()
+        result.seconds = time.monotonic() - began
+        return result
+
+    def _point(self, chapter, faults, parity, result):
+        first, *more = faults
+        play = self._begin(chapter, first)
+        try:
+            self._await_service()
+            chapter.play(play)
+            if not self._fault_came():
+                result.end = "not reached"
+                return
+            self._settled(play)
+            sweep_checker.check_controller(play, exact=False)
+            self.lane.controller.end()
+        except EndedError:
+            if not self._fault_came():
+                raise WrongError("the controller ended and no fault had come") from None
+        result.seen.append(self._ending(play, first))
+        if not self.lane.exits:
+            sweep_checker.check_router_alone(play)
+        for fault in more:
+            self._recover(chapter, play, fault)
+            with suppress(EndedError):
+                self._await_service()
+                self._settled(play)
+                self.lane.controller.end()
+            result.seen.append(self._ending(play, fault))
+        self._recover(chapter, play, None)
+        self._await_service()
+        play.traffic_flows = True
+        exact = all(fault.mode in DEADLY for fault in faults)
+        sweep_checker.check_controller(play, exact=exact)
+        sweep_checker.check_it_goes_on(play, promote=parity % 2 == 1)
+
+    def _begin(self, chapter, fault):
+        lane = self.lane
+        before = self._snapshot(chapter.after) if chapter.after else None
+        manifest = "folder" if "folder" in chapter.name else "canary"
+        lane.begin(before, self.shared / f"{manifest}.yaml")
+        if chapter.spoil:
+            chapter.spoil(lane.home)
+        self._came = False
+        self._traced = lane.start_controller(fault, recover=chapter.recover)
+        return Play(lane, self._fault_came, chapter.name)
+
+    def _recover(self, chapter, play, fault):
+        """Another controller on the same sockets; after a start that failed, another service."""
+        lane = self.lane
+        self._untrace()
+        recover = False
+        if lane.exits:
+            sweep_checker.check_clean_start(play)
+            lane.end_router()
+            lane.fence, lane.exits, recover = 0, [], chapter.recover
+            play.traffic_flows = False
+        self._came = False
+        self._traced = lane.start_controller(fault, recover=recover)
+
+    def _await_service(self):
+        """Until it serves: a call waits for that."""
+        self.lane.call("GET", "/v1/status")
+
+    def _settled(self, play):
+        """The fault is over, and what it was in the way of has been done since."""
+        if self.lane.board.came:
+            self.lane.wait(lambda: self.lane.board.lifted, "room on the disk")
+        self.lane.call("GET", "/v1/status")
+
+    def _ending(self, play, fault):
+        """How a controller with a fault ended, and whether it may end so."""
+        code = self.lane.controller.code
+        if self.lane.exits:
+            if play.traffic_flows or self.lane.fence > 1:
+                raise WrongError(f"the service ended over it: {self.lane.exits[-1]}")
+            return "start refused"
+        if code not in {-9, None}:
+            raise WrongError(f"the controller ended with {code}")
+        return "killed" if fault.mode in DEADLY else "lived on"
+
+    def _fault_came(self):
+        if self._came:
+            return True
+        if self.lane.board.came or (self._traced is not None and self._struck()):
+            self._came = True
+        return self._came
+
+    def _struck(self):
+        ended = not self.lane.controller.running and self.lane.controller.code == -9
+        return self._traced.struck or (ended and not self.lane.exits)
+
+    def _untrace(self):
+        if self._traced is not None:
+            self._traced.end()
+        self._traced = None
+
+    def _snapshot(self, name):
+        return self.shared / "after" / name.replace(" ", "-")
+
+    def _last_words(self):
+        said = self.lane.controller.said.read_text(errors="replace").strip().splitlines() if self.lane.controller else []
+        return "said: " + " | ".join(said[-3:])
+
+
+def _no_sockets(folder, names):
+    return [name for name in names if (Path(folder) / name).is_socket() or name == "workers"]
+
+
+def main():
+    root, shared = map(Path, sys.argv[1:3])
+    runner = Runner(root, shared)
+    for line in sys.stdin:
+        task = json.loads(line)
+        chapter = BY_NAME[task["chapter"]]
+        if task.get("rehearse"):
+            answer = dict(runner.rehearse(chapter))
+            answer["traced"] = []
+            if task["strace"]:
+                shutil.rmtree(runner._snapshot(chapter.name))
+                runner.rehearse(chapter, trace=task["strace"])
+                answer["traced"] = [asdict(fault) for fault in traced_points(root / "strace.log")]
+        else:
+            faults = [Fault(**fault) for fault in task["faults"]]
+            answer = asdict(runner.run(chapter, faults, parity=task["parity"], twin=task.get("twin")))
+        print(json.dumps(answer), flush=True)  # noqa: T201 - that is how a lane answers
+
+
+if __name__ == "__main__":
+    main()
