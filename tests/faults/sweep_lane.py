@@ -270,7 +270,7 @@ class Lane:
         finally:
             call.socket.close()
         if call.reply is None:
-            raise EndedError(target)
+            self.wait(lambda: False, f"the end of a controller that hung up on {target}", within=5.0)
         return call.reply
 
     def wait(self, claim, what, call=None, within=PATIENCE):

@@ -16,10 +16,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import sweep_checker
 import sweep_twins
-from sweep_faults import DEADLY, Fault, Strace, traced_points
+from sweep_faults import DEADLY, SYSTEM_CALLS, Fault, Strace, failpoints, traced_points
 from sweep_lane import EndedError, HangError, Lane
 from sweep_play import Play, WrongError
 from sweep_stories import CHAPTERS
+
+from deployctl.errors import Exit
 
 BY_NAME = {chapter.name: chapter for chapter in CHAPTERS}
 
@@ -47,9 +49,9 @@ class Runner:
 
     # ── clean runs ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def rehearse(self, chapter, trace=None):
+    def rehearse(self, chapter, *, takes_over=False, trace=None):
         """A run without a fault: keeps its end for the chapters after it, and gives how often each function was called."""
-        play = self._begin(chapter, trace)
+        play = self._begin(chapter, trace, takes_over=takes_over)
         try:
             self._await_service()
             chapter.play(play)
@@ -58,19 +60,21 @@ class Runner:
         finally:
             self.lane.controller.end()
             self._untrace()
-        kept = self._snapshot(chapter.name)
-        shutil.copytree(self.lane.home.path, kept, ignore=_no_sockets)
+        if not takes_over:
+            kept = self._snapshot(chapter.name)
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(self.lane.home.path, kept, ignore=_no_sockets)
         return counts
 
     # ── points ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, chapter, faults, *, parity=0, twin=None):
+    def run(self, chapter, faults, *, takes_over=False, parity=0, twin=None):
         """One point; what is wrong is in the result, never raised."""
         result = Result(chapter.name, [asdict(fault) for fault in faults])
         began = time.monotonic()
         self.lane.sabotage = sweep_twins.TWINS[twin] if twin else None
         try:
-            self._point(chapter, faults, parity, result)
+            self._point(chapter, faults, takes_over, parity, result)
         except HangError as error:
             result.end, result.words = "hung", f"{error}; {self._last_words()}"
         except Exception as error:  # noqa: BLE001 - the journal's own errors, and a bug of the sweep: each has to be looked at
@@ -79,9 +83,9 @@ class Runner:
         result.seconds = time.monotonic() - began
         return result
 
-    def _point(self, chapter, faults, parity, result):
+    def _point(self, chapter, faults, takes_over, parity, result):
         first, *more = faults
-        play = self._begin(chapter, first)
+        play = self._begin(chapter, first, takes_over=takes_over)
         try:
             self._await_service()
             chapter.play(play)
@@ -111,29 +115,37 @@ class Runner:
         sweep_checker.check_controller(play, exact=exact)
         sweep_checker.check_it_goes_on(play, promote=parity % 2 == 1)
 
-    def _begin(self, chapter, fault):
+    def _begin(self, chapter, fault, *, takes_over):
+        """A service in the state of this chapter, and its controller: the first one, or the successor of one that was killed."""
         lane = self.lane
         before = self._snapshot(chapter.after) if chapter.after else None
         manifest = "folder" if "folder" in chapter.name else "canary"
         lane.begin(before, self.shared / f"{manifest}.yaml")
         if chapter.spoil:
             chapter.spoil(lane.home)
+        play = Play(lane, self._fault_came, chapter.name)
+        recover = chapter.recover
+        if takes_over:
+            self._came, recover = False, False
+            lane.start_controller(recover=chapter.recover)
+            self._await_service()
+            lane.controller.end()
+            play.traffic_flows = True
         self._came = False
-        self._traced = lane.start_controller(fault, recover=chapter.recover)
-        return Play(lane, self._fault_came, chapter.name)
+        self._traced = lane.start_controller(fault, recover=recover)
+        return play
 
     def _recover(self, chapter, play, fault):
         """Another controller on the same sockets; after a start that failed, another service."""
         lane = self.lane
         self._untrace()
-        recover = False
         if lane.exits:
             sweep_checker.check_clean_start(play)
             lane.end_router()
-            lane.fence, lane.exits, recover = 0, [], chapter.recover
+            lane.fence, lane.exits = 0, []
             play.traffic_flows = False
         self._came = False
-        self._traced = lane.start_controller(fault, recover=recover)
+        self._traced = lane.start_controller(fault, recover=chapter.recover and lane.router is None)
 
     def _await_service(self):
         """Until it serves: a call waits for that."""
@@ -152,6 +164,8 @@ class Runner:
             if play.traffic_flows or self.lane.fence > 1:
                 raise WrongError(f"the service ended over it: {self.lane.exits[-1]}")
             return "start refused"
+        if code == Exit.UNAVAILABLE and self.lane.fence > 1:
+            return "to be tried again"
         if code not in {-9, None}:
             raise WrongError(f"the controller ended with {code}")
         return "killed" if fault.mode in DEADLY else "lived on"
@@ -189,18 +203,24 @@ def main():
     runner = Runner(root, shared)
     for line in sys.stdin:
         task = json.loads(line)
-        chapter = BY_NAME[task["chapter"]]
-        if task.get("rehearse"):
-            answer = dict(runner.rehearse(chapter))
-            answer["traced"] = []
-            if task["strace"]:
-                shutil.rmtree(runner._snapshot(chapter.name))
-                runner.rehearse(chapter, trace=task["strace"])
-                answer["traced"] = [asdict(fault) for fault in traced_points(root / "strace.log")]
-        else:
-            faults = [Fault(**fault) for fault in task["faults"]]
-            answer = asdict(runner.run(chapter, faults, parity=task["parity"], twin=task.get("twin")))
+        answer = _rehearsed(runner, task) if task["rehearse"] else _ran(runner, task)
         print(json.dumps(answer), flush=True)  # noqa: T201 - that is how a lane answers
+
+
+def _rehearsed(runner, task):
+    chapter, takes_over = BY_NAME[task["chapter"]], task["takes_over"]
+    counts = runner.rehearse(chapter, takes_over=takes_over)
+    faults = list(failpoints(counts))
+    if task["strace"]:
+        runner.rehearse(chapter, takes_over=takes_over, trace=",".join(SYSTEM_CALLS))
+        faults += traced_points(runner.lane.root / "strace.log")
+    return [asdict(fault) for fault in faults]
+
+
+def _ran(runner, task):
+    faults = [Fault(**fault) for fault in task["faults"]]
+    given = {key: task[key] for key in ("takes_over", "parity", "twin")}
+    return asdict(runner.run(BY_NAME[task["chapter"]], faults, **given))
 
 
 if __name__ == "__main__":
