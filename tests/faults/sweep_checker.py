@@ -43,6 +43,22 @@ def check_controller(play, *, exact):
     _outcomes_are_there(play, service, exact=exact)
 
 
+def check_outcomes_count_again(play):
+    """(5) A controller that lived through an error counts what comes after it."""
+    rollout = play.fold().rollout
+    if rollout is None or rollout.learned is None or not rollout.watched:
+        return
+    wanted = {key_hash(key) for key in play.ask(6)}
+    deadline = time.monotonic() + SETTLE
+    while missing := wanted - _recorded(play, rollout.id).keys():
+        now = play.fold().rollout
+        if now.id != rollout.id or not now.watched:
+            return
+        if time.monotonic() > deadline:
+            raise WrongError(f"{len(missing)} of {len(wanted)} requests after the error are in no record")
+        time.sleep(0.01)
+
+
 def check_it_goes_on(play, *, promote):
     """(3) A person can go on with it, and a rollback ends at weight 0."""
     service = play.fold()

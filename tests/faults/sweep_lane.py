@@ -45,6 +45,10 @@ class EndedError(Exception):
     """The controller is gone; what was asked for may have happened or not."""
 
 
+class HungUpError(Exception):
+    """The controller lives and has hung up on a client; what was asked for may have happened or not."""
+
+
 class HangError(Exception):
     """Something that should happen did not, in a time that is more than enough."""
 
@@ -270,7 +274,9 @@ class Lane:
         finally:
             call.socket.close()
         if call.reply is None:
-            self.wait(lambda: False, f"the end of a controller that hung up on {target}", within=5.0)
+            with suppress(HangError):
+                self.wait(lambda: False, "its end", within=1.0)
+            raise HungUpError(f"the controller hung up on {target}")
         return call.reply
 
     def wait(self, claim, what, call=None, within=PATIENCE):

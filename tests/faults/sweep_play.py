@@ -47,6 +47,7 @@ class Play:
 
     lane: object
     fault_came: object
+    fault_over: object
     story: str
     promises: list = field(default_factory=list)
     refusals: list = field(default_factory=list)
@@ -83,7 +84,7 @@ class Play:
         """Ask until it is done: once, and once more where a fault was in the way of the first."""
         for last in (False, True):
             self._people += 1
-            by, came_before = f"person:{self._people} of {self.story}", self.fault_came()
+            by, over_before = f"person:{self._people} of {self.story}", self.fault_over()
             reply = self.lane.call("POST", path, {**body, "by": by})
             if reply.good:
                 done = reply.body.get("changed", True)
@@ -95,7 +96,7 @@ class Play:
             self.refusals.append(refusal)
             if refusal.exit_code not in DOCUMENTED or "\n" in refusal.words:
                 raise WrongError(f"{path} was refused in no good words: {refusal}")
-            if came_before or last or not self.fault_came():
+            if over_before or last or not self.fault_came():
                 raise WrongError(f"{path} was refused without a fault: {refusal}")
             self._wait_for_room()
         return None
