@@ -172,9 +172,11 @@ def strace_works():
         os.close(writing)
         os.read(reading, 1)
         os._exit(0)
+    tracing = Strace(pid, "write")
     try:
-        return Strace(pid, "write").attached
+        return tracing.attached
     finally:
+        tracing.end()
         os.close(writing)
         os.close(reading)
         os.waitpid(pid, 0)

@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import sweep_checker
 import sweep_twins
-from sweep_faults import DEADLY, FULL, SYSTEM_CALLS, Fault, Strace, failpoints, traced_points
+from sweep_faults import DEADLY, FULL, SYSTEM_CALLS, Fault, Strace, failpoints, strace_works, traced_points
 from sweep_lane import EndedError, HangError, HungUpError, Lane
 from sweep_play import Play, WrongError
 from sweep_stories import CHAPTERS
@@ -114,7 +114,8 @@ class Runner:
                 self._await_service()
                 self._settled(play)
             self.lane.controller.end()
-            result.seen.append(self._ending(play, fault))
+            ending = self._ending(play, fault)
+            result.seen.append(ending if self._fault_came() else "not reached")
         self._recover(chapter, play, None)
         self._await_service()
         play.traffic_flows = True
@@ -223,7 +224,7 @@ def _rehearsed(runner, task):
     chapter, takes_over = BY_NAME[task["chapter"]], task["takes_over"]
     counts = runner.rehearse(chapter, takes_over=takes_over)
     faults = list(failpoints(counts))
-    if task["strace"]:
+    if task["strace"] and strace_works():
         runner.rehearse(chapter, takes_over=takes_over, trace=",".join(SYSTEM_CALLS))
         faults += traced_points(runner.lane.root / "strace.log")
     return [asdict(fault) for fault in faults]
