@@ -415,7 +415,9 @@ class Commands:
         """The last rollout; an order that was not written down in full is none, and may be given again."""
         assert self._controller.service is not None
         rollouts = reversed(self._controller.service.rollouts)
-        return next((one for one in rollouts if not (one.ended_by and one.ended_by.reason == HALF_AN_ORDER)), None)
+        return next(
+            (one for one in rollouts if not (one.ended_by and one.ended_by.reason == HALF_AN_ORDER)), None
+        )
 
     async def _promote_shadowed(self, shadowed: Rollout, by: str, reason: str) -> Changed:
         """The candidate of a shadow that has ended becomes live: by a person's word, whatever the shadow showed."""

@@ -1,6 +1,6 @@
 """The kill sweep: every chapter is rehearsed once, then played again with one fault before each call that changes something.
 
-    python tests/faults/sweep.py [--every N] [--chapter NAME] [--by strace|failpoint] [--twin NAME]     to look into one of them by hand
+python tests/faults/sweep.py [--every N] [--chapter NAME] [--by strace|failpoint] [--twin NAME]     to look into one of them by hand
 """
 
 import argparse
@@ -18,9 +18,6 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from sweep_faults import DEADLY, Fault
 from sweep_stories import CHAPTERS, write_manifests
@@ -71,9 +68,16 @@ class Sweep:
         points = []
         for chapter in chapters:
             for takes_over in (False, True) if both else (False,):
-                task = {"chapter": chapter.name, "takes_over": takes_over, "rehearse": True, "strace": self._strace}
+                task = {
+                    "chapter": chapter.name,
+                    "takes_over": takes_over,
+                    "rehearse": True,
+                    "strace": self._strace,
+                }
                 found = [Fault(**fault) for fault in self._lanes[0].ask(task)]
-                points += [Point(chapter.name, (fault,), takes_over, at % 2) for at, fault in enumerate(found)]
+                points += [
+                    Point(chapter.name, (fault,), takes_over, at % 2) for at, fault in enumerate(found)
+                ]
         return points
 
     def run(self, points, twin=None, until=None):
@@ -83,7 +87,8 @@ class Sweep:
         for point in points:
             waiting.put(point)
         threads = [
-            threading.Thread(target=lane.work, args=(waiting, results, twin, over), daemon=True) for lane in self._lanes
+            threading.Thread(target=lane.work, args=(waiting, results, twin, over), daemon=True)
+            for lane in self._lanes
         ]
         for thread in threads:
             thread.start()
@@ -112,7 +117,12 @@ class _Lane:
 
     def _start(self):
         self._said = (self._root.parent / f"{self._root.name}.log").open("ab")
-        argv = [sys.executable, str(HERE / "sweep_runner.py"), str(self._root), str(self._shared)]
+        argv = [
+            sys.executable,
+            str(Path(__file__).with_name("sweep_runner.py")),
+            str(self._root),
+            str(self._shared),
+        ]
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, start_new_session=True
         )
@@ -136,7 +146,12 @@ class _Lane:
             except queue.Empty:
                 return
             faults = [asdict(fault) for fault in point.faults]
-            task = {"rehearse": False, "chapter": point.chapter, "faults": faults, "takes_over": point.takes_over}
+            task = {
+                "rehearse": False,
+                "chapter": point.chapter,
+                "faults": faults,
+                "takes_over": point.takes_over,
+            }
             try:
                 result = self.ask({**task, "parity": point.parity, "twin": twin})
             except RuntimeError as error:
@@ -190,9 +205,14 @@ def main():
     parser.add_argument("--lanes", type=int, default=LANES)
     given = parser.parse_args()
     ends, began = Counter(), time.monotonic()
+
+    def say(line):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
     with Sweep(given.lanes, strace=given.by != "failpoint") as sweep:
         points = sweep.rehearse()
-        print(f"{len(points)} points after {time.monotonic() - began:.1f} s")  # noqa: T201
+        say(f"{len(points)} points after {time.monotonic() - began:.1f} s")
         if given.double:
             points = doubled(points, given.double)
         chosen = [
@@ -205,9 +225,9 @@ def main():
         for point, result in sweep.run(chosen, given.twin):
             ends[result["end"], *result["seen"]] += 1
             if result["end"] in {"violated", "hung"}:
-                print(f"{point}: {result['end']}: {result['words'][:600]}", flush=True)  # noqa: T201
+                say(f"{point}: {result['end']}: {result['words'][:600]}")
     seconds = time.monotonic() - began
-    print(f"{sum(ends.values())} in {seconds:.0f} s: {dict(ends)}")  # noqa: T201
+    say(f"{sum(ends.values())} in {seconds:.0f} s: {dict(ends)}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def check_router_alone(play):
 
 
 def check_controller(play, *, exact):
-    """(1)–(4) for the controller that runs now. `exact`: no write failed, so that nothing may be missing in the records."""
+    """(1) to (4) for the controller that runs now. `exact`: no write failed, so that nothing may be missing in the records."""
     lane = play.lane
     status = lane.call("GET", "/v1/status").body
     _follows(play)
@@ -95,7 +95,9 @@ def _follows(play):
             return
         if time.monotonic() > deadline:
             seen = Counter(answers.values())
-            raise WrongError(f"the journal says weight {split.weight:g} ({split}), the router does {seen}, {status['weight']}")
+            raise WrongError(
+                f"the journal says weight {split.weight:g} ({split}), the router does {seen}, {status['weight']}"
+            )
         time.sleep(0.01)
 
 
@@ -111,7 +113,9 @@ def _expected(split):
 
 
 def _version_for(split, key):
-    taken = split.candidate is not None and split.weight > 0 and goes_to_candidate(split.salt, key, split.weight)
+    taken = (
+        split.candidate is not None and split.weight > 0 and goes_to_candidate(split.salt, key, split.weight)
+    )
     return (split.candidate if taken else split.baseline).version
 
 
@@ -139,12 +143,16 @@ def _promises_are_kept(play, written):
     undone = _half_orders(play)
     for refusal in play.refusals:
         if refusal.by in seen and refusal.exit_code != 4 and refusal.by not in undone:
-            raise WrongError(f"{refusal.what} was refused to {refusal.by} and is in the journal: {refusal.words}")
+            raise WrongError(
+                f"{refusal.what} was refused to {refusal.by} and is in the journal: {refusal.words}"
+            )
 
 
 def _half_orders(play):
     """Who gave an order of two records of which one was written down: the service has said in the journal that it changed nothing."""
-    rollouts = {r.id for r in play.fold().rollouts if r.ended_by is not None and r.ended_by.reason == HALF_AN_ORDER}
+    rollouts = {
+        r.id for r in play.fold().rollouts if r.ended_by is not None and r.ended_by.reason == HALF_AN_ORDER
+    }
     starts = [record for record in play.written() if record.get("rollout") in rollouts]
     return {record["event"]["by"] for record in starts if record["event"]["kind"] == "started"}
 

@@ -18,8 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fakes
 import sweep_faults
@@ -163,7 +162,10 @@ class Lane:
         else:
             self.home.create()
         self.home.worker_sockets.mkdir(exist_ok=True)
-        self.sockets = (open_private_socket(self.home.admin_socket), open_private_socket(self.home.orders_socket))
+        self.sockets = (
+            open_private_socket(self.home.admin_socket),
+            open_private_socket(self.home.orders_socket),
+        )
         self.manifest = manifest
         self.fence, self.exits = 0, []
 
@@ -196,7 +198,9 @@ class Lane:
         """A controller with the next fencing number; gives what traces it, or None. A fault may be names of calls, to be seen only."""
         self.fence += 1
         self.board.begin()
-        traced_calls = fault if isinstance(fault, str) else fault.call if fault and fault.by == "strace" else None
+        traced_calls = (
+            fault if isinstance(fault, str) else fault.call if fault and fault.by == "strace" else None
+        )
         ours, theirs = socket.socketpair()
         go, released = os.pipe()
         admin, orders = self.sockets

@@ -146,7 +146,9 @@ def ask(address, keys, within=PATIENCE):
     with socket.create_connection(address, timeout=within) as connection:
         body = b"{}"
         for key in keys:
-            head = f"POST /v2/models/{NAME}/infer HTTP/1.1\r\nHost: d\r\n{KEY}: {key}\r\nx-request-id: {key}\r\n"
+            head = (
+                f"POST /v2/models/{NAME}/infer HTTP/1.1\r\nHost: d\r\n{KEY}: {key}\r\nx-request-id: {key}\r\n"
+            )
             connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         answers, file = {}, connection.makefile("rb")
         for key in keys:

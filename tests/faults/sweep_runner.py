@@ -1,6 +1,6 @@
 """One point of the sweep: a chapter, a fault in it, perhaps another one in the recovery from the first; then the checker.
 
-    python sweep_runner.py ROOT SHARED     tasks come as JSON lines on stdin, results go out as JSON lines
+python sweep_runner.py ROOT SHARED     tasks come as JSON lines on stdin, results go out as JSON lines
 """
 
 import json
@@ -10,9 +10,6 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import sweep_checker
 import sweep_twins
@@ -203,7 +200,11 @@ class Runner:
         return self.shared / "after" / name.replace(" ", "-")
 
     def _last_words(self):
-        said = self.lane.controller.said.read_text(errors="replace").strip().splitlines() if self.lane.controller else []
+        said = (
+            self.lane.controller.said.read_text(errors="replace").strip().splitlines()
+            if self.lane.controller
+            else []
+        )
         return "said: " + " | ".join(said[-3:])
 
 
@@ -217,7 +218,8 @@ def main():
     for line in sys.stdin:
         task = json.loads(line)
         answer = _rehearsed(runner, task) if task["rehearse"] else _ran(runner, task)
-        print(json.dumps(answer), flush=True)  # noqa: T201 - that is how a lane answers
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 def _rehearsed(runner, task):

@@ -88,17 +88,20 @@ class Street:
             self._workers[one] = {
                 "server": None,
                 "socket": settings["socket"],
-                "described": {"id": one, "digest": settings["digest"], "pid": os.getpid(), "state": "starting"},
+                "described": {
+                    "id": one,
+                    "digest": settings["digest"],
+                    "pid": os.getpid(),
+                    "state": "starting",
+                },
             }
             starting.append((self._workers[one], settings))
         self._tell()
         return starting
 
     async def _start(self, worker, settings):
-        path = Path(settings["socket"])
-        path.unlink(missing_ok=True)
         version, loop = settings["version"], asyncio.get_running_loop()
-        worker["server"] = await loop.create_unix_server(lambda: Worker(version), str(path))
+        worker["server"] = await loop.create_unix_server(lambda: Worker(version), settings["socket"])
         ready = {"digest": settings["digest"], "platform": "stand-in", "nonfinite": []}
         ready |= {"inputs": TENSORS, "outputs": TENSORS}
         worker["described"] |= {"state": "ready", "report": {"ready": ready}}

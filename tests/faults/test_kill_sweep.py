@@ -40,7 +40,9 @@ def test_whatever_call_a_fault_comes_before_the_service_ends_as_its_journal_says
 @pytest.mark.timeout(7200)
 def test_a_fault_in_the_recovery_from_a_kill_changes_nothing_of_that(sweep, points, tally, long):
     wanted = LONG_PAIRS if long else SHORT_PAIRS
-    tried = _play(sweep, doubled(points, int(1.4 * wanted)), tally, "a kill, then another fault in its recovery")
+    tried = _play(
+        sweep, doubled(points, int(1.4 * wanted)), tally, "a kill, then another fault in its recovery"
+    )
     assert tried >= wanted
 
 
@@ -74,7 +76,9 @@ def _play(sweep, points, tally, name):
     for point, result in sweep.run(points):
         row = name.format(mode=point.faults[0].mode, by=point.faults[0].by)
         seen = rows.setdefault(row, Counter())
-        all_came = result["end"] != "not reached" and (_is_wrong(result) or "not reached" not in result["seen"])
+        all_came = result["end"] != "not reached" and (
+            _is_wrong(result) or "not reached" not in result["seen"]
+        )
         seen["tried" if all_came else "beyond the end"] += 1
         if _is_wrong(result):
             seen["wrong"] += 1

@@ -73,7 +73,9 @@ def test_with_every_process_real_it_ends_as_its_journal_says_too(tmp_path, tally
         tried = sum(seen.values()) - seen["beyond the end"]
         if tried >= LONG_POINTS:
             break
-    tally.count("kills in the whole service", tried, len(wrong), ", ".join(f"{n} of {p}" for p, n in seen.items()))
+    tally.count(
+        "kills in the whole service", tried, len(wrong), ", ".join(f"{n} of {p}" for p, n in seen.items())
+    )
     assert not wrong, "\n".join(wrong)
     assert tried >= LONG_POINTS
 
@@ -122,9 +124,9 @@ def _carry_out(box, verb, text, path):
             _post(box, "/v1/rollback", reason="", to=None)
 
 
-def _post(box, path, *, again=True, **body):
+def _post(box, target, /, *, again=True, **body):
     with AdminClient(box.home.admin_socket, NAME) as client:
-        return client.post(path, {"by": "person:sweep", **body}, timeout=40.0, again=again)
+        return client.post(target, {"by": "person:sweep", **body}, timeout=40.0, again=again)
 
 
 def _pid(box, process):
@@ -148,5 +150,3 @@ def _as_the_journal_says(box):
     wait_for(agree, within=20.0, what="the journal's weights in the router")
     service = fold(box.records())
     assert box.status()["live"] == service.live.version
-
-
