@@ -9,7 +9,7 @@ from sweep_play import WrongError, ask, fold
 from deployctl import records
 from deployctl.core.assignment import goes_to_candidate, key_hash
 from deployctl.core.rollout import HALF_AN_ORDER
-from deployctl.records import Intake
+from deployctl.records import Began, Intake
 from deployctl.store import Store
 
 KEYS = [f"probe-{n}" for n in range(24)]
@@ -50,12 +50,14 @@ def check_outcomes_count_again(play):
         return
     wanted = {key_hash(key) for key in play.ask(6)}
     deadline = time.monotonic() + SETTLE
-    while missing := wanted - _recorded(play, rollout.id).keys():
+    while (missing := wanted - _recorded(play, rollout.id).keys()) or not _began(play, rollout):
         now = play.fold().rollout
-        if now.id != rollout.id or not now.watched:
+        if (now.id, now.step) != (rollout.id, rollout.step) or not now.watched:
             return
         if time.monotonic() > deadline:
-            raise WrongError(f"{len(missing)} of {len(wanted)} requests after the error are in no record")
+            raise WrongError(
+                f"{len(missing)} of {len(wanted)} requests after the error are in no record, or of no step"
+            )
         time.sleep(0.01)
 
 
@@ -175,6 +177,14 @@ def _outcomes_are_there(play, service, *, exact):
         if time.monotonic() > deadline:
             raise WrongError(f"{len(missing)} of {len(wanted)} requests are in no record")
         time.sleep(0.01)
+
+
+def _began(play, rollout):
+    """Whether the step is in the records; what is in them under a step that is not counts for nothing."""
+    path = play.lane.home.records / f"{rollout.id}.records"
+    return rollout.ended or any(
+        isinstance(one, Began) and one.step == rollout.step for one in records.read(path)
+    )
 
 
 def _recorded(play, rollout_id):
