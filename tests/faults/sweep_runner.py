@@ -185,7 +185,9 @@ class Runner:
         return self._came
 
     def _fault_over(self):
-        return self._fault_came() and (self._mode != FULL or self.lane.board.lifted)
+        """Whether it cannot be in the way any more. Strace counts for each thread, so it may come once more."""
+        over = self._mode != FULL or self.lane.board.lifted
+        return self._fault_came() and self._traced is None and over
 
     def _struck(self):
         ended = not self.lane.controller.running and self.lane.controller.code == -9
