@@ -1,6 +1,6 @@
 """The kill sweep: every chapter is rehearsed once, then played again with one fault before each call that changes something.
 
-python tests/faults/sweep.py [--every N] [--chapter NAME] [--by strace|failpoint] [--twin NAME]     to look into one of them by hand
+As a script (`python tests/faults/sweep.py --help`) it plays some of the points and prints what is wrong.
 """
 
 import argparse
@@ -92,20 +92,16 @@ class Sweep:
         ]
         for thread in threads:
             thread.start()
-        for _ in points:
-            while True:
-                try:
-                    got = results.get(timeout=1)
+        try:
+            for _ in points:
+                got = results.get(timeout=2 * LANE_PATIENCE)
+                yield got
+                if until is not None and until(got[1]):
                     break
-                except queue.Empty:
-                    if not any(thread.is_alive() for thread in threads):
-                        raise RuntimeError("every lane is dead") from None
-            yield got
-            if until is not None and until(got[1]):
-                break
-        over.set()
-        for thread in threads:
-            thread.join()
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
 
 
 class _Lane:
@@ -155,7 +151,7 @@ class _Lane:
             try:
                 result = self.ask({**task, "parity": point.parity, "twin": twin})
             except RuntimeError as error:
-                result = {"end": "hung", "words": str(error), "seen": [], "seconds": LANE_PATIENCE}
+                result = {"end": "hung", "words": str(error), "seen": []}
                 self.close()
                 self._start()
             results.put((point, result))

@@ -1,12 +1,11 @@
 """One point of the sweep: a chapter, a fault in it, perhaps another one in the recovery from the first; then the checker.
 
-python sweep_runner.py ROOT SHARED     tasks come as JSON lines on stdin, results go out as JSON lines
+As a script it works for `sweep.py`: tasks come as JSON lines on stdin, results go out as JSON lines.
 """
 
 import json
 import shutil
 import sys
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,12 +26,10 @@ BY_NAME = {chapter.name: chapter for chapter in CHAPTERS}
 class Result:
     """What became of one point. `end` is "kept" (all promises), "violated", "hung", or "not reached" (the story was over first)."""
 
-    chapter: str
-    faults: list
     end: str = "kept"
     words: str = ""
-    seconds: float = 0.0
     seen: list = field(default_factory=list)
+    """How each controller with a fault ended."""
 
 
 class Runner:
@@ -68,8 +65,7 @@ class Runner:
 
     def run(self, chapter, faults, *, takes_over=False, parity=0, twin=None):
         """One point; what is wrong is in the result, never raised."""
-        result = Result(chapter.name, [asdict(fault) for fault in faults])
-        began = time.monotonic()
+        result = Result()
         self.lane.sabotage = sweep_twins.TWINS[twin] if twin else None
         try:
             self._point(chapter, faults, takes_over, parity, result)
@@ -78,7 +74,6 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - the journal's own errors, and a bug of the sweep: each has to be looked at
             result.end, result.words = "violated", f"{type(error).__name__}: {error}; {self._last_words()}"
         self._untrace()
-        result.seconds = time.monotonic() - began
         return result
 
     def _point(self, chapter, faults, takes_over, parity, result):
@@ -202,12 +197,9 @@ class Runner:
         return self.shared / "after" / name.replace(" ", "-")
 
     def _last_words(self):
-        said = (
-            self.lane.controller.said.read_text(errors="replace").strip().splitlines()
-            if self.lane.controller
-            else []
-        )
-        return "said: " + " | ".join(said[-3:])
+        controller = self.lane.controller
+        said = controller.said.read_text(errors="replace") if controller else ""
+        return f"said: {' | '.join(said.strip().splitlines()[-3:])}"
 
 
 def _no_sockets(folder, names):

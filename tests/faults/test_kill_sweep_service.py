@@ -16,35 +16,33 @@ from sweep_play import fold
 from deployctl.errors import DeployctlError
 from deployctl.wire.admin import AdminClient
 
-SHORT_POINTS, LONG_POINTS = 0, 200
+POINTS = 200
 RATE = 20
 HELD = {"steps": [20, 50], "minDwell": "0s", "bake": "0s", "stepTimeout": "300ms", "onInconclusive": "hold"}
-VERBS = ("begin", "promote", "promote in full", "roll back")
+VERBS = ("begin", "pause", "resume", "promote", "promote in full", "roll back")
 CALLS = {
-    "controller": (("write", 8), ("fsync", 3), ("sendmsg", 2), ("rename", 1), ("fchmod", 1)),
-    "router": (("write", 12),),
-    "worker of 1": (("write", 6), ("sendto", 2)),
-    "worker of 2": (("write", 6), ("sendto", 2)),
-    "supervisor": (("write", 4), ("sendmsg", 2)),
+    "controller": (("write", 10), ("fsync", 3)),
+    "router": (("write", 10),),
+    "worker of 1": (("write", 4),),
+    "worker of 2": (("write", 4),),
+    "supervisor": (("sendto", 4),),
 }
-"""How many calls of each kind a process makes, about, while a verb is carried out; a point beyond them is not counted."""
+"""How many calls a process makes, about, while a verb is carried out; a kill before one beyond them is not counted."""
 
 
 @dataclass(frozen=True)
-class Point:
-    verb: str
+class Kill:
+    """SIGKILL just before the n-th call of this name that a process makes once a verb is asked for."""
+
     process: str
     call: str
     number: int
 
-    def __str__(self):
-        return f"{self.verb}: SIGKILL before {self.call} {self.number} of the {self.process}"
 
-
-POINTS = [
-    Point(verb, process, call, number)
-    for verb, process in itertools.product(VERBS, CALLS)
-    for call, times in CALLS[process]
+KILLS = [
+    Kill(process, call, number)
+    for process, calls in CALLS.items()
+    for call, times in calls
     for number in range(1, times + 1)
 ]
 
@@ -52,68 +50,77 @@ POINTS = [
 @pytest.mark.timeout(7200)
 def test_with_every_process_real_it_ends_as_its_journal_says_too(tmp_path, tally, long):
     if not long:
-        pytest.skip("seconds for each point: `make faults`, or --long")
+        pytest.skip("seconds for each kill: `make faults`, or --long")
     if not strace_works():
         pytest.skip("needs strace, and leave to attach it")
-    seen, wrong = Counter(), []
-    for lap in range(3):
-        box = Box(tmp_path / str(lap))
-        try:
-            box.up()
-            for point in POINTS:
+    came, beyond, wrong = Counter(), 0, []
+    box = Box(tmp_path).up()
+    try:
+        for kill in itertools.islice(itertools.cycle(KILLS), 4 * len(KILLS)):
+            for verb in VERBS:
                 try:
-                    seen[point.process if _one(box, point) else "beyond the end"] += 1
+                    if _one(box, verb, kill):
+                        came[kill.process] += 1
+                    else:
+                        beyond += 1
                 except AssertionError as error:
-                    wrong.append(f"{point}: {error}")
-                    box.close()
-                    box = Box(tmp_path / f"{lap}-{len(wrong)}")
+                    wrong.append(f"{verb}, {kill}: {error}")
+                    box.stop()
                     box.up()
-        finally:
-            box.close()
-        tried = sum(seen.values()) - seen["beyond the end"]
-        if tried >= LONG_POINTS:
-            break
+            _roll_back(box)
+            if came.total() >= POINTS:
+                break
+    finally:
+        box.close()
+    words = ", ".join(f"{times} of the {process}" for process, times in came.items())
     tally.count(
-        "kills in the whole service", tried, len(wrong), ", ".join(f"{n} of {p}" for p, n in seen.items())
+        "kills in the whole service", came.total(), len(wrong), f"{words}; {beyond} more lay beyond the end"
     )
     assert not wrong, "\n".join(wrong)
-    assert tried >= LONG_POINTS
+    assert came.total() >= POINTS
 
 
-def _one(box, point):
-    """One point; whether its fault came. Raises AssertionError for what is wrong after it."""
+def _one(box, verb, kill):
+    """One kill while one verb is carried out; whether it came. Raises AssertionError for what is wrong after it."""
     manifest = box.manifest(canary=HELD)
     text, path = manifest.read_text(), str(manifest)
-    if point.verb != "begin":
-        _post(box, "/v1/rollouts", manifest=text, path=path)
-        wait_for(lambda: box.status()["waits_for"], what="a hold")
+    if verb not in {"begin", "roll back"}:
+        _post(box, "/v1/rollouts", manifest=text, path=path)  # follows the one that runs, if it does
+        if verb.startswith("promote"):
+            wait_for(lambda: box.status()["waits_for"] or box.status()["phase"] == "promoted", what="a hold")
     with box.traffic(RATE) as traffic:
         traffic.wait_for_answers(2)
-        pid = _pid(box, point.process)
+        pid = _pid(box, kill.process)
         if not pid:
-            return False  # no such worker yet
-        tracing = Strace(pid, point.call, f"{point.call}:signal=KILL:when={point.number}")
+            return False  # no such worker now
+        tracing = Strace(pid, kill.call, f"{kill.call}:signal=KILL:when={kill.number}")
         assert tracing.attached
         with suppress(DeployctlError):  # that it died over it is the point
-            _carry_out(box, point.verb, text, path)
+            _carry_out(box, verb, text, path)
         with suppress(AssertionError):
-            wait_for(lambda: not alive(pid), within=1.0)
+            wait_for(lambda: not alive(pid), within=0.5)
         came = not alive(pid)
         tracing.end()
-        if came and point.process == "supervisor":
+        if came and kill.process == "supervisor":
             box.up()
         _as_the_journal_says(box)
-        answer = _post(box, "/v1/rollback", reason="the end", to=None)
-        assert answer["weight"] == 0, answer
-        _as_the_journal_says(box)
+    return came
+
+
+def _roll_back(box):
+    """A person's rollback ends at weight 0, and version 1 answers everybody."""
+    answer = _post(box, "/v1/rollback", reason="the end", to=None)
+    assert answer["weight"] == 0, answer
+    _as_the_journal_says(box)
     with box.traffic(RATE) as traffic:
         traffic.wait_for_answers(4)
     assert set(traffic.versions) == {"1"}, traffic.versions
-    return came
 
 
 def _carry_out(box, verb, text, path):
     match verb:
+        case "pause" | "resume":
+            _post(box, f"/v1/{verb}")
         case "begin":
             _post(box, "/v1/rollouts", manifest=text, path=path)
         case "promote":
