@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -419,6 +421,21 @@ def test_a_step_whose_beginning_could_not_be_written_down_begins_as_soon_as_it_c
     steps = [entry.step for entry in read_records(service.records_path) if isinstance(entry, Began)]
     assert len(refused) == 3
     assert steps == [*range(service.rollout.step + 1)]
+
+
+def test_a_log_on_a_full_disk_stops_nobody():
+    said = """
+import sys
+from deployctl.controller.service_log import go_on_without_a_log
+go_on_without_a_log()
+for _ in range(3):
+    sys.stderr.write("the disk is full\\n")
+    print("it is still full", file=sys.stderr, flush=True)
+"""
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run([sys.executable, "-c", said], stderr=full, check=False).returncode == 0
+    ran = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert ran.stderr == "the disk is full\nit is still full\n" * 3
 
 
 def test_no_weight_goes_to_a_version_that_is_not_ready(service):

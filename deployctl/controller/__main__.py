@@ -19,6 +19,7 @@ from deployctl.controller import documents
 from deployctl.controller.commands import Commands
 from deployctl.controller.labels import LabelIntake
 from deployctl.controller.loop import TICK_SECONDS, Controller
+from deployctl.controller.service_log import go_on_without_a_log
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.plan import HUMAN
 from deployctl.core.rollout import Cause, Event, Kind
@@ -279,6 +280,7 @@ def _announce(link: SupervisorLink, status: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point; the supervisor gives every argument."""
     die_with_parent()
+    go_on_without_a_log()
     parser = argparse.ArgumentParser(prog="deployctl.controller")
     for name in ("admin", "orders", "control"):
         parser.add_argument(f"--{name}-fd", type=int, required=True)

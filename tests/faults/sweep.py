@@ -176,11 +176,11 @@ def doubled(points, count, seed=1):
     return pairs
 
 
-def spread(points, count):
-    """So many of them, evenly spread over all."""
-    if len(points) <= count:
-        return points
-    return [points[at * len(points) // count] for at in range(count)]
+def spread(points, count, seed=1):
+    """So many of them, evenly spread over all, and in an order in which any beginning of it is, too."""
+    chosen = [points[at * len(points) // count] for at in range(count)] if len(points) > count else [*points]
+    random.Random(seed).shuffle(chosen)
+    return chosen
 
 
 def _quick_folder():

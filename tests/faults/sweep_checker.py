@@ -7,6 +7,7 @@ from dataclasses import replace
 from sweep_play import WrongError, ask, fold
 
 from deployctl import records
+from deployctl.controller.labels import MEMORY
 from deployctl.core.assignment import goes_to_candidate, key_hash
 from deployctl.core.rollout import HALF_AN_ORDER
 from deployctl.records import Began, Intake
@@ -41,6 +42,7 @@ def check_controller(play, *, exact):
     if status["live"] != service.live.version:
         raise WrongError(f"live is {status['live']}, in the journal it is {service.live.version}")
     _outcomes_are_there(play, service, exact=exact)
+    _labels_are_there(play, service)
 
 
 def check_outcomes_count_again(play):
@@ -177,6 +179,20 @@ def _outcomes_are_there(play, service, *, exact):
         if time.monotonic() > deadline:
             raise WrongError(f"{len(missing)} of {len(wanted)} requests are in no record")
         time.sleep(0.01)
+
+
+def _labels_are_there(play, service):
+    """(2) Labels that were accepted, and those of a place in a file that is remembered, are in the records: people gave them."""
+    remembered = (play.lane.home.path / MEMORY).exists()
+    wanted = {*play.labelled, *(play.from_folder if remembered else ())}
+    if missing := wanted - _labels(play, service.rollout.id) if wanted else ():
+        raise WrongError(f"{len(missing)} of {len(wanted)} labels were taken and are in no record")
+
+
+def _labels(play, rollout_id):
+    path = play.lane.home.records / f"{rollout_id}.records"
+    entries = records.read(path) if path.exists() else ()
+    return {label.id for entry in entries if isinstance(entry, Intake) for label in entry.batch.labels}
 
 
 def _began(play, rollout):

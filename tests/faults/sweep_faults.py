@@ -202,7 +202,11 @@ class Strace:
         with suppress(ProcessLookupError):
             self._process.terminate()
         self._process.stderr.close()
-        self._process.wait()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     @property
     def struck(self):

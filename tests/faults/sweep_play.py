@@ -10,6 +10,7 @@ from sweep_lane import PATIENCE, HangError
 from sweep_stories import KEY, NAME
 
 from deployctl import journal
+from deployctl.controller.labels import MEMORY
 from deployctl.core.plan import Version
 from deployctl.core.rollout import Event
 from deployctl.core.service import serve, with_event
@@ -49,6 +50,7 @@ class Play:
     fault_came: object
     fault_over: object
     story: str
+    from_folder: tuple = ()
     promises: list = field(default_factory=list)
     refusals: list = field(default_factory=list)
     asked: dict = field(default_factory=dict)
@@ -118,6 +120,10 @@ class Play:
     def wait_for_phase(self, phase):
         """Until the last rollout is in this phase."""
         self.lane.wait(lambda: (now := self.fold().rollout) and now.phase.value == phase, phase)
+
+    def wait_for_label_files(self):
+        """Until it is remembered how far the files of the watched folder were read."""
+        self.lane.wait((self.lane.home.path / MEMORY).exists, "the reading of label files")
 
     def written(self):
         return journal.read(self.lane.home.journal)

@@ -50,11 +50,11 @@ class Runner:
         try:
             self._await_service()
             chapter.play(play)
-            sweep_checker.check_controller(play, exact=True)
             counts = self.lane.board.counts()
-        finally:
-            self.lane.controller.end()
             self._untrace()
+            sweep_checker.check_controller(play, exact=True)
+        finally:
+            self._end_controller()
         if not takes_over:
             kept = self._snapshot(chapter.name)
             shutil.rmtree(kept, ignore_errors=True)
@@ -89,14 +89,14 @@ class Runner:
             sweep_checker.check_controller(play, exact=False)
             if first.call != "fsync":  # one beside the loop is only noticed later, and costs a batch then
                 sweep_checker.check_outcomes_count_again(play)
-            self.lane.controller.end()
+            self._end_controller()
         except EndedError:
             if not self._fault_came():
                 raise WrongError("the controller ended and no fault had come") from None
         except HungUpError:
             if first.by != "strace" or not self._fault_came():  # strace may hit the connection itself
                 raise
-            self.lane.controller.end()
+            self._end_controller()
         result.seen.append(self._ending(play, first))
         if not self.lane.exits:
             sweep_checker.check_router_alone(play)
@@ -105,7 +105,7 @@ class Runner:
             with suppress(EndedError, HungUpError):
                 self._await_service()
                 self._settled(play)
-            self.lane.controller.end()
+            self._end_controller()
             ending = self._ending(play, fault)
             result.seen.append(ending if self._fault_came() else "not reached")
         self._recover(chapter, play, None)
@@ -119,11 +119,10 @@ class Runner:
         """A service in the state of this chapter, and its controller: the first one, or the successor of one that was killed."""
         lane = self.lane
         before = self._snapshot(chapter.after) if chapter.after else None
-        manifest = "folder" if "folder" in chapter.name else "canary"
-        lane.begin(before, self.shared / f"{manifest}.yaml")
+        lane.begin(before, self.shared / f"{chapter.manifest}.yaml")
         if chapter.spoil:
             chapter.spoil(lane.home)
-        play = Play(lane, self._fault_came, self._fault_over, chapter.name)
+        play = Play(lane, self._fault_came, self._fault_over, chapter.name, chapter.from_folder)
         recover = chapter.recover
         if takes_over:
             self._came, recover = False, False
@@ -158,6 +157,13 @@ class Runner:
         if self.lane.board.came:
             self.lane.wait(lambda: self.lane.board.lifted, "room on the disk")
         self.lane.call("GET", "/v1/status")
+
+    def _end_controller(self):
+        """SIGKILL; strace lets go first, or a zombie would be waited for."""
+        self._fault_came()
+        self.lane.controller.kill()
+        self._untrace()
+        self.lane.controller.end()
 
     def _ending(self, play, fault):
         """How a controller with a fault ended, and whether it may end so."""

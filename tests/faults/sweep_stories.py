@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deployctl.controller.labels import MEMORY
+
 NAME = "m"
 MODELS = ("1", "2", "3")
 KEY = "x-user-id"
+LABELLED = tuple(f"r{number}" for number in range(20))
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,12 @@ class Chapter:
     after: str | None
     play: Callable
     manifest: str = "canary"
+    """That of `up`."""
     recover: bool = False
     spoil: Callable | None = None
     """What has become of the home meanwhile."""
+    from_folder: tuple[str, ...] = ()
+    """Labels that are read from the watched folder in this chapter, into the records of a rollout that runs."""
 
 
 def _up(_play):
@@ -85,6 +91,15 @@ def _post_labels(play):
     play.ask(3)
 
 
+def _read_folder(play):
+    play.wait_for_label_files()
+    play.ask(3)
+
+
+def _forget_label_files(home):
+    (home.path / MEMORY).unlink()
+
+
 def _tear_last_record(home):
     data = home.journal.read_bytes()
     home.journal.write_bytes(data[: len(data) - 40])
@@ -117,7 +132,15 @@ CHAPTERS = (
     Chapter("shadow retires", "up", _start_shadow("short shadow", "retired")),
     Chapter("shadow is promoted", "shadow retires", _promote_in_full),
     Chapter("labels are posted", "shadow begins", _post_labels),
-    Chapter("labels in a folder", "up", _start_shadow("folder")),
+    Chapter("labels in a folder", "up", _start_shadow("folder"), manifest="folder"),
+    Chapter(
+        "labels are read again",
+        "labels in a folder",
+        _read_folder,
+        manifest="folder",
+        spoil=_forget_label_files,
+        from_folder=LABELLED,
+    ),
     Chapter("torn journal", "canary climbs", _roll_back, spoil=_tear_last_record),
     Chapter("damaged journal", "canary climbs", _up, recover=True, spoil=_spoil_last_record),
 )
@@ -127,7 +150,7 @@ def write_manifests(folder):
     """Models and manifests as a user has them; gives where the manifest of each name is."""
     labels = folder / "labels"
     labels.mkdir()
-    rows = [json.dumps({"id": f"r{n}", "label": str(n % 3)}) for n in range(20)]
+    rows = [json.dumps({"id": one, "label": "7"}) for one in LABELLED]
     (labels / "a.jsonl").write_text("\n".join(rows) + "\n")
     for label in MODELS:
         (folder / f"{label}.onnx").write_bytes(b"model of version " + label.encode() + bytes(300))
