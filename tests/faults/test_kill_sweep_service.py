@@ -3,7 +3,6 @@
 Strace kills one of the processes just before one of its calls while a verb is carried out. Long only: a point takes seconds.
 """
 
-import itertools
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,12 +38,12 @@ class Kill:
     number: int
 
 
-KILLS = [
-    Kill(process, call, number)
-    for process, calls in CALLS.items()
-    for call, times in calls
-    for number in range(1, times + 1)
-]
+def kills(lap):
+    """The verbs of one rollout, each with a kill: one process after the other, for one that ends again and again is started late."""
+    for at, verb in enumerate(VERBS):
+        process = list(CALLS)[(lap + at) % len(CALLS)]
+        numbers = [(call, number) for call, times in CALLS[process] for number in range(1, times + 1)]
+        yield verb, Kill(process, *numbers[lap // len(CALLS) % len(numbers)])
 
 
 @pytest.mark.timeout(7200)
@@ -56,8 +55,8 @@ def test_with_every_process_real_it_ends_as_its_journal_says_too(tmp_path, tally
     came, beyond, wrong = Counter(), 0, []
     box = Box(tmp_path).up()
     try:
-        for kill in itertools.islice(itertools.cycle(KILLS), 4 * len(KILLS)):
-            for verb in VERBS:
+        for lap in range(2 * POINTS):
+            for verb, kill in kills(lap):
                 try:
                     if _one(box, verb, kill):
                         came[kill.process] += 1
