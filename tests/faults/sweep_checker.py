@@ -124,12 +124,12 @@ def _version_for(split, key):
 
 
 def _allowed(play):
-    """The splits of the journal from the last promise on; one with a candidate that is not loaded yet is served at 0."""
+    """The splits of the journal from the last promise on. A service that starts in mid-rollout serves at 0 at first."""
     written = play.written()
     promised = {promise.by for promise in play.promises}
     known = [at for at, record in enumerate(written) if _by(record) in promised]
     splits = [fold(written[: at + 1]).split for at in range(known[-1] if known else 0, len(written))]
-    return [*splits, *(replace(split, weight=0.0) for split in splits)]
+    return splits if known else [*splits, *(replace(split, weight=0.0) for split in splits)]
 
 
 def _by(record):
