@@ -175,7 +175,9 @@ class Runner:
         if code == Exit.UNAVAILABLE and self.lane.fence > 1:
             return "to be tried again"
         if code == 0 and fault.by == "strace":
-            return "left"  # it was its link to the supervisor that was hit, and so the supervisor is gone for it
+            return (
+                "left"  # it was its link to the supervisor that was hit, and so the supervisor is gone for it
+            )
         if code not in {-9, None}:
             raise WrongError(f"the controller ended with {code}")
         return "killed" if fault.mode in DEADLY else "lived on"
