@@ -5,7 +5,9 @@ As a script it works for `sweep.py`: tasks come as JSON lines on stdin, results 
 
 import json
 import shutil
+import signal
 import sys
+import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ from sweep_stories import CHAPTERS
 from deployctl.errors import Exit
 
 BY_NAME = {chapter.name: chapter for chapter in CHAPTERS}
+POINT_SECONDS = 120
+"""What a point may take at most, whatever it waits for: the lane itself must never hang."""
 
 
 @dataclass
@@ -67,12 +71,15 @@ class Runner:
         """One point; what is wrong is in the result, never raised."""
         result = Result()
         self.lane.sabotage = sweep_twins.TWINS[twin] if twin else None
+        signal.alarm(POINT_SECONDS)
         try:
             self._point(chapter, faults, takes_over, parity, result)
         except HangError as error:
             result.end, result.words = "hung", f"{error}; {self._last_words()}"
         except Exception as error:  # noqa: BLE001 - the journal's own errors, and a bug of the sweep: each has to be looked at
             result.end, result.words = "violated", f"{type(error).__name__}: {error}; {self._last_words()}"
+        finally:
+            signal.alarm(0)
         self._untrace()
         return result
 
@@ -216,7 +223,13 @@ def _no_sockets(folder, names):
     return [name for name in names if (Path(folder) / name).is_socket() or name == "workers"]
 
 
+def _out_of_time(_signal, frame):
+    where = traceback.extract_stack(frame)[-1]
+    raise HangError(f"a point took more than {POINT_SECONDS} s, at {where.name}:{where.lineno}")
+
+
 def main():
+    signal.signal(signal.SIGALRM, _out_of_time)
     root, shared = map(Path, sys.argv[1:3])
     runner = Runner(root, shared)
     for line in sys.stdin:
