@@ -25,8 +25,8 @@ from sweep_stories import CHAPTERS, write_manifests
 LANES = max(2, 3 * len(os.sched_getaffinity(0)) // 2)
 """A point waits for a timer now and then, so there are more of them than processors."""
 
-LANE_PATIENCE = 180.0
-"""Seconds until a lane that says nothing is taken for dead; every wait inside has a shorter bound of its own."""
+LANE_PATIENCE = 600.0
+"""Seconds until a lane that says nothing is taken for dead. A point has a bound of its own; this is for a machine that gives us no time."""
 
 
 @dataclass(frozen=True)
