@@ -17,6 +17,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -61,6 +62,7 @@ class Journal:
         self._hash = contents.last_hash
         self._length = contents.proven_bytes
         self._closed_by: str | None = None
+        self._torn_by: OSError | None = None
         self._foreign = False
 
     @classmethod
@@ -96,11 +98,14 @@ class Journal:
         seq = self._seq + 1
         body, digest = _encoded({**record, "seq": seq}, self._hash)
         line = _line(body, digest)
+        if self._torn_by is not None:
+            self._take_back(self._torn_by)
         self._check_length()
         try:
             _write_line(self._fd, line)
         except OSError as error:
-            self._take_back(error)
+            with suppress(UnavailableError):  # it is tried again before the next append
+                self._take_back(error)
             raise _unavailable(self.path, "a record could not be written", error) from error
         self._seq, self._hash, self._length = seq, digest, self._length + len(line)
         return seq
@@ -134,12 +139,17 @@ class Journal:
 
     def _take_back(self, cause: OSError) -> None:
         """Cut what a failed append may have left, so that the next record is not glued to half of one."""
+        self._torn_by = cause
         try:
             os.ftruncate(self._fd, self._length)
             # After a failed fsync the kernel may call dirty pages clean: only a good fsync makes the cut certain.
             os.fsync(self._fd)
         except OSError as error:
-            self._closed_by = f"a failed append ({cause}) could not be taken back ({error})"
+            raise UnavailableError(
+                f"{self.path}: a failed append ({cause.strerror or cause}) cannot be taken back: {error.strerror or error}; "
+                "nothing is written before it can; check the disk"
+            ) from error
+        self._torn_by = None
 
 
 @dataclass(frozen=True, slots=True)

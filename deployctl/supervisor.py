@@ -172,7 +172,8 @@ class Supervisor:
             theirs.close()
             await self._obey(ours)
             await child.process.wait()
-            self._recover = False
+            # One that was killed before it had recovered is followed by one that recovers.
+            self._recover = self._recover and self._router is None
             in_a_row = 0 if loop.time() - began > SETTLED_SECONDS else in_a_row + 1
             if in_a_row > HOPELESS and self._router is None:
                 self._exit = (

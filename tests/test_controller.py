@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,12 @@ from fakes import CANARY, STEP, Behaviour, FakeService
 from msgspec.structs import replace as replaced
 
 from deployctl.core.plan import Phase
-from deployctl.core.rollout import Cause, Event, IllegalEventError, Kind
+from deployctl.core.rollout import HALF_AN_ORDER, Cause, Event, IllegalEventError, Kind
 from deployctl.core.verdict import Result, Verdict
 from deployctl.errors import ConflictError, IntegrityError, UnavailableError
 from deployctl.journal import Journal
 from deployctl.journal import read as read_journal
-from deployctl.records import Began, Clock, Gone, Intake
+from deployctl.records import Began, Clock, Gone, Intake, Records
 from deployctl.records import read as read_records
 from deployctl.wire.orders import HELD_UP
 
@@ -335,6 +337,118 @@ def test_a_journal_that_cannot_be_written_moves_nothing_and_is_tried_again(servi
     service.step()
     assert (service.rollout.step, service.weight) == (1, 10)
     capfd.readouterr()
+
+
+def test_a_rollout_whose_records_cannot_be_opened_is_refused_and_does_not_begin(service):
+    before = service.home.journal.read_bytes()
+    records = service.home.records.rename(service.home.path / "elsewhere")
+    service.home.records.write_text("no directory")
+    with pytest.raises(UnavailableError, match="records"):
+        service.ramp()
+    assert service.home.journal.read_bytes() == before
+    service.home.records.unlink()
+    records.rename(service.home.records)
+    service.ramp()
+    service.watch(1)
+    assert (service.rollout.phase, service.weight) == (Phase.PROGRESSING, 5)
+
+
+def test_a_rollout_that_cannot_be_written_down_leaves_no_records_behind(service):
+    append = service.journal.append
+
+    def full(_record):
+        raise UnavailableError("the disk is full")
+
+    service.journal.append = full
+    with pytest.raises(UnavailableError, match="disk is full"):
+        service.ramp()
+    assert not [*service.home.records.iterdir()]
+    service.journal.append = append
+    service.ramp()
+    assert [*service.home.records.iterdir()] == [service.records_path]
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["the disk was full", "it was killed"])
+def test_half_an_order_changes_nothing_and_can_be_given_again(service, killed):
+    """A rollback to a version is two records: it begins, and all callers are on it. Only the first was written down."""
+    service.ramp()
+    service.promote("enough", full=True)
+    service.step()
+    append, appended = service.journal.append, []
+
+    def full_at_the_second(record):
+        if appended:
+            raise UnavailableError("the disk is full")
+        appended.append(record)
+        return append(record)
+
+    service.journal.append = full_at_the_second
+    with pytest.raises(UnavailableError, match="disk is full"):
+        service.rollback(to="1")
+    service.journal.append = append
+    if killed:
+        service.restart()
+    service.step()
+
+    assert (service.rollout.phase, service.rollout.live.version) == (Phase.ROLLED_BACK, "2")
+    assert service.events[-1].reason == HALF_AN_ORDER
+    service.rollback(to="1")
+    assert (service.rollout.phase, service.rollout.live.version) == (Phase.PROMOTED, "1")
+
+
+def test_half_a_promotion_of_a_shadowed_version_can_be_given_again(service):
+    service.shadow("2", shadow={"maxDuration": "1s"})
+    service.watch_until_over()
+    append, appended = service.journal.append, []
+
+    def full_at_the_second(record):
+        if appended:
+            raise UnavailableError("the disk is full")
+        appended.append(record)
+        return append(record)
+
+    service.journal.append = full_at_the_second
+    with pytest.raises(UnavailableError, match="disk is full"):
+        service.promote("it was good", full=True)
+    service.journal.append = append
+    service.step()
+    service.promote("it was good", full=True)
+    assert (service.rollout.phase, service.rollout.live.version) == (Phase.PROMOTED, "2")
+
+
+def test_a_step_whose_beginning_could_not_be_written_down_begins_as_soon_as_it_can(service):
+    service.ramp()
+    service.step()
+    append = Records.append
+    refused = []
+
+    class Full(Records):
+        def append(self, entry):
+            if isinstance(entry, Began) and len(refused) < 3:
+                refused.append(entry)
+                raise UnavailableError("the disk is full")
+            append(self, entry)
+
+    service.controller._records.__class__ = Full
+    service.watch(4)
+    steps = [entry.step for entry in read_records(service.records_path) if isinstance(entry, Began)]
+    assert len(refused) == 3
+    assert steps == [*range(service.rollout.step + 1)]
+
+
+def test_a_log_on_a_full_disk_stops_nobody():
+    said = """
+import sys
+from deployctl.controller.service_log import go_on_without_a_log
+go_on_without_a_log()
+for _ in range(3):
+    sys.stderr.write("the disk is full\\n")
+    print("it is still full", file=sys.stderr, flush=True)
+"""
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run([sys.executable, "-c", said], stderr=full, check=False).returncode == 0
+    ran = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert ran.stderr == "the disk is full\nit is still full\n" * 3
 
 
 def test_no_weight_goes_to_a_version_that_is_not_ready(service):

@@ -19,9 +19,10 @@ from deployctl.controller import documents, recovery
 from deployctl.controller.commands import Commands
 from deployctl.controller.labels import LabelIntake
 from deployctl.controller.loop import TICK_SECONDS, Controller
+from deployctl.controller.service_log import go_on_without_a_log
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.plan import HUMAN
-from deployctl.errors import DeployctlError, IntegrityError, InvalidError, error_for
+from deployctl.errors import DeployctlError, IntegrityError, InvalidError, UnavailableError, error_for
 from deployctl.journal import Journal
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
@@ -196,7 +197,13 @@ async def _control(
 async def _give_up(
     error: DeployctlError, link: SupervisorLink, given: argparse.Namespace, ended: asyncio.Event
 ) -> None:
-    """A start that fails ends the service. One that served before goes on serving its last split, and says why it is stuck."""
+    """A start that fails ends the service. One that served before goes on serving its last split, and says why it is stuck.
+
+    What is in the way of one that takes over may pass, as a full disk does: it ends, and its supervisor tries again.
+    """
+    if given.fence > 1 and isinstance(error, UnavailableError):
+        _log(f"{error}; traffic stays as it was, and it is tried again")
+        sys.exit(error.exit_code)
     if given.fence == 1 or not isinstance(error, IntegrityError):
         link.exit(error.exit_code, str(error))
         await ended.wait()
@@ -258,6 +265,7 @@ def _announce(link: SupervisorLink, status: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point; the supervisor gives every argument."""
     die_with_parent()
+    go_on_without_a_log()
     parser = argparse.ArgumentParser(prog="deployctl.controller")
     for name in ("admin", "orders", "control"):
         parser.add_argument(f"--{name}-fd", type=int, required=True)

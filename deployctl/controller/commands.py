@@ -18,7 +18,7 @@ from deployctl.controller.loop import Controller
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.metrics import METRICS
 from deployctl.core.plan import HUMAN, Phase, Plan, Version
-from deployctl.core.rollout import Cause, Event, Kind, Rollout, pass_step
+from deployctl.core.rollout import HALF_AN_ORDER, Cause, Event, Kind, Rollout, pass_step
 from deployctl.errors import (
     ConflictError,
     IntegrityError,
@@ -361,7 +361,8 @@ class Commands:
             desired = Plan(strategy, live, target, (), ())
             rollout = self._begin(desired, by, reason, None, controller.prediction_of(target))
             words = reason or f"to version {target.version} by hand"
-            event = Event(0, Kind.PROMOTED, controller.order_time(), by, Cause.PERSON, words)
+            # At the instant of its start: at any later one a rollout without steps is half an order, and ends.
+            event = Event(0, Kind.PROMOTED, rollout.at, by, Cause.PERSON, words)
             controller.record(rollout.id, event)
         finally:
             controller.trying = ()
@@ -373,7 +374,7 @@ class Commands:
         assert controller.service is not None
         rollout = controller.service.running
         if rollout is None:
-            if full and (shadowed := controller.service.rollout) and shadowed.phase is Phase.RETIRED:
+            if full and (shadowed := self._last_whole_one) and shadowed.phase is Phase.RETIRED:
                 return await self._promote_shadowed(shadowed, by, reason)
             return Changed(
                 changed=False,
@@ -406,6 +407,15 @@ class Commands:
         after = controller.last
         return Changed(
             changed=True, message=f"{after.phase.value} at weight {after.weight:g} %", rollout=after
+        )
+
+    @property
+    def _last_whole_one(self) -> Rollout | None:
+        """The last rollout; an order that was not written down in full is none, and may be given again."""
+        assert self._controller.service is not None
+        rollouts = reversed(self._controller.service.rollouts)
+        return next(
+            (one for one in rollouts if not (one.ended_by and one.ended_by.reason == HALF_AN_ORDER)), None
         )
 
     async def _promote_shadowed(self, shadowed: Rollout, by: str, reason: str) -> Changed:

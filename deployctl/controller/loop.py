@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -207,7 +208,7 @@ class Controller:
 
     def _resume(self, rollout: Rollout) -> None:
         """Take up a rollout that was running: the same records give the same evidence."""
-        self._records = Records.open(self._records_path(rollout), max_bytes=self.kept["max_bytes"])
+        self._records = Records.open(self._records_path(rollout.id), max_bytes=self.kept["max_bytes"])
         if self._records.dropped_bytes:
             lost = f"{self._records.dropped_bytes} bytes of outcomes that were not on the disk yet were cut"
             sys.stderr.write(f"deployctl: {self._records.path}: {lost}\n")
@@ -230,8 +231,8 @@ class Controller:
         judge = self.observation.says if self.observation else None
         self.course = Course(rollout, self._record_decided, judge, settled=at, owed=at)
 
-    def _records_path(self, rollout: Rollout) -> Path:
-        return self.home.records / f"{rollout.id}.records"
+    def _records_path(self, rollout_id: str) -> Path:
+        return self.home.records / f"{rollout_id}.records"
 
     # ── recording ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -282,13 +283,28 @@ class Controller:
             record |= {"manifest": manifest, "prediction": prediction, "digests": digests}
             if manifest is not None:  # a rollback by hand has none, and leaves the folder as it is
                 record["labels"] = labels
-        self._seq = self.journal.append(record)
+            self._append_start(rollout_id, record)
+        else:
+            self._seq = self.journal.append(record)
         if self._seq != event.seq:
             raise IntegrityError(f"the journal gave number {self._seq} to event {event.seq}")
         self._fold_prediction(record)
         self._fold_event(rollout_id, event)
         self._after(event)
         return event
+
+    def _append_start(self, rollout_id: str, record: Mapping[str, Any]) -> None:
+        """A rollout begins when there is a place for its records: one that had none would be refused, and begin all the same."""
+        path = self._records_path(rollout_id)
+        opened = Records.open(path, max_bytes=self.kept["max_bytes"])
+        try:
+            self._seq = self.journal.append(record)
+        except BaseException:
+            opened.close()
+            with suppress(OSError):
+                path.unlink()
+            raise
+        self._records = opened
 
     def _record_decided(self, event: Event) -> Rollout:
         self.record(self.last.id, event)
@@ -304,7 +320,6 @@ class Controller:
                 self._checkpoint = event.at
                 self._dropped_before = self.traffic.copies_dropped
                 self._unheard = set()
-                self._records = Records.open(self._records_path(rollout), max_bytes=self.kept["max_bytes"])
                 self.observation, self.verdict, self._seen_batches = None, UNSEEN, {}
                 self._take_course(rollout, event.at)
             case Kind.LEARNED:
@@ -330,6 +345,11 @@ class Controller:
         begun = Began(rollout.step, rollout.split_number, rollout.at)
         if all(entry.step != begun.step for entry in self._records.began):
             self._take(begun)
+
+    def _begin_step_late(self) -> None:
+        """A step whose beginning could not be written down begins now: without it, none of its answers would count."""
+        if self._records is not None:
+            self._begin_step_if_new(self.last)
 
     # ── observing ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -484,6 +504,7 @@ class Controller:
         if self.service is None or self.broken is not None:
             return
         failures = [self._tried(self._move_on, now)]
+        self._begin_step_late()
         self._checkpoint_clock(now)
         self._forget_unheard(now)
         failures.append(self._tried(self.act, monotonic))

@@ -21,6 +21,9 @@ DEFAULT_STEP_TIMEOUT = 1800.0
 UNLOADABLE = "the candidate cannot be loaded any more: "
 """How the reason of such an end begins."""
 
+HALF_AN_ORDER = "the order of a person was not written down in full, so nothing was changed"
+"""Why a rollout without steps ends by itself: it was to be promoted by a person's word, in the same breath as it began."""
+
 
 class Kind(Enum):
     """What can happen to a rollout."""
@@ -244,6 +247,8 @@ def decide(
     """
     if rollout.ended:
         return _decide_after(rollout, verdict, now)
+    if not rollout.plan.steps:
+        return Event(0, Kind.ROLLED_BACK, now, "controller", Cause.TIME, HALF_AN_ORDER)
     if rollout.plan.others and (event := _judge_one(rollout, verdict, now)) is not None:
         return event
     if verdict.result is Result.FAIL and not rollout.plan.others:
