@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -61,6 +62,30 @@ def alive(pid):
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@contextmanager
+def killing(box, *versions):
+    """SIGKILL for every worker of these versions as soon as there is one; gives how many there were so far."""
+    over, ended = threading.Event(), set()
+
+    def kill():
+        while not over.is_set():
+            workers = box.status()["pids"]["workers"]
+            for pid in filter(None, map(workers.get, versions)):
+                if alive(pid):
+                    with suppress(ProcessLookupError):
+                        box.kill(pid)
+                        ended.add(pid)
+            over.wait(0.05)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        yield lambda: len(ended)
+    finally:
+        over.set()
+        thread.join(20)
 
 
 @dataclass(frozen=True)
