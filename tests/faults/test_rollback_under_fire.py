@@ -2,9 +2,12 @@
 
 import json
 import random
+import signal
 import threading
+import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from service_rig import NAME, Box, alive, killing, wait_for
@@ -14,6 +17,8 @@ from deployctl.errors import ConflictError
 from deployctl.wire.admin import AdminClient
 
 RATE = 300
+RACE_RATE = 600
+"""The gate has something to learn from at once."""
 SLOW = {"minDwell": "60s"}
 BY_HAND = {"mirror": 0, "autoPromotion": False, "bake": {"duration": "60s", "compare": "mirror"}}
 """Waits for a person at once; whoever promotes it sends all callers to the candidate."""
@@ -44,7 +49,7 @@ def test_a_rollback_races_every_other_order_and_the_last_word_in_the_journal_is_
     rounds = 200 if long else 25
     manifest = running.manifest(blueGreen=BY_HAND, metrics=("error-rate",))
     first = Counter()
-    with running.traffic(RATE) as traffic, AdminClient(running.home.admin_socket, NAME) as client:
+    with running.traffic(RACE_RATE) as traffic, AdminClient(running.home.admin_socket, NAME) as client:
         for number in range(rounds):
             rival = list(RIVALS)[number % len(RIVALS)]
             first[rival, _race(running, client, manifest, rival, random.Random(number))] += 1
@@ -142,3 +147,41 @@ def _ramped(box, traffic):
     wait_for(
         lambda: (pid := box.status()["pids"]["workers"].get("1")) and alive(pid), what="the baseline back"
     )
+
+
+def test_a_rollback_to_a_baseline_that_is_stopped_ends_with_everybody_on_it(running):
+    """A stopped process cannot be told from a slow one; what counts is where it ends."""
+    with running.traffic(RATE) as traffic, _ramped(running, traffic):
+        worker = running.status()["pids"]["workers"]["1"]
+        running.kill(worker, signal.SIGSTOP)
+        back = running.run("rollback", NAME, "-o", "json")
+        with suppress(ProcessLookupError):
+            running.kill(worker, signal.SIGCONT)
+        assert (back.code, back.json["weight"]) == (0, 0), back
+        settled = time.monotonic()
+        traffic.wait_for_answers(RATE)
+        traffic.wait_for_answers(50, of="1")
+    assert running.status()["weight"] == 0
+    assert not [answer for answer in traffic.failures if answer.sent > settled + 2]
+
+
+def test_a_baseline_whose_socket_is_gone_is_given_nobody_more_and_a_person_is_called(running, long):
+    """The router that knew it is killed, and the next one cannot reach it: the weight stays, and holds until it is back."""
+    if not long:
+        pytest.skip("20 s until a person is called; in `make faults`")
+    with running.traffic(RATE) as traffic, _ramped(running, traffic):
+        (router,) = running.status()["pids"]["routers"]
+        worker = running.status()["pids"]["workers"]["1"]
+        for socket in running.home.worker_sockets.iterdir():
+            if socket.name in Path(f"/proc/{worker}/cmdline").read_text():
+                socket.unlink()
+        running.kill(router)
+        wait_for(
+            lambda: running.status()["pids"]["routers"] not in ([router], [0], []), what="another router"
+        )
+        wait_for(lambda: running.status()["weight"] == 20, what="the split in force again")
+        running.run("rollback", NAME).refused(4, "version 1 was not ready", "call a person")
+        assert running.status()["weight"] == 20
+        assert "version 1 is not ready" in running.status()["trouble"]
+        running.kill(worker)
+        wait_for(lambda: running.status()["weight"] == 0, what="everybody on the baseline, once it is back")
