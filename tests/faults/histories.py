@@ -9,7 +9,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 SLACK = 0.02
-"""Seconds between a thing and the note of it: the journal's time is in milliseconds, and a peer reads the news of a death later."""
+"""Seconds between a thing and the note of it: the journal's time is in milliseconds."""
+
+NEWS = 0.1
+"""Seconds until a peer on a busy machine knows that a process is gone."""
 
 ENDS = {"promoted", "rolled_back", "retired"}
 AFTER = {
@@ -306,27 +309,30 @@ def bad_ones_end(history, states):
 
 
 def nothing_lost(history, _states):
-    """A request fails only where it was in flight in what was killed, waited too long for its successor, or a bad version answered it."""
-    costly = [fault for fault in history.faults if fault.costs]
-    for response in history.responses:
-        if response.status == 200 or response.version in history.bad:
-            continue
-        waited = response.status in {503, 504}
-        if not any(
-            response.sent <= (max(fault.ended, fault.back) if waited else fault.ended) + SLACK
-            and response.done >= fault.began
-            for fault in costly
-        ):
+    """A request fails only where something was killed that it was in or waits for, or where the router has too many on a busy machine."""
+    for response in _failed(history):
+        if _lost_to(history, response) is None:
             yield f"a request sent at {response.sent:.3f} was lost ({response.status}), and nothing it was in was killed"
 
 
 def lost(history):
-    """How many requests were lost by what."""
-    return Counter(
-        str(response.status)
-        for response in history.responses
-        if response.status != 200 and response.version not in history.bad
-    )
+    """How many requests were lost, by what."""
+    return Counter(_lost_to(history, response) or "nothing" for response in _failed(history))
+
+
+def _failed(history):
+    return (one for one in history.responses if one.status != 200 and one.version not in history.bad)
+
+
+def _lost_to(history, response):
+    """Why a failed request may have failed, None where nothing explains it."""
+    after = (fault for fault in history.faults if response.done >= fault.began)
+    meanwhile = [fault for fault in after if response.sent <= max(fault.ended, fault.back) + NEWS]
+    if any(fault.costs and response.sent <= fault.ended + NEWS for fault in meanwhile):
+        return "in flight in what was killed"
+    if any(fault.costs for fault in meanwhile):
+        return "waited for what was killed"
+    return "turned away in a fault" if meanwhile and response.status == 503 else None
 
 
 def _overlap(one, other):

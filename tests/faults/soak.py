@@ -67,7 +67,8 @@ PATIENCE = 300.0
 
 LABELS_AT_ONCE = 2_000
 SAMPLE_SECONDS = 5.0
-WARM_UP_SECONDS = 60.0
+WARM_UP_SECONDS = 240.0
+"""Until then a controller has seen each kind of rollout for the first time."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class Soak:
         wait_for(lambda: not alive(pid), PATIENCE)
         ended = time.monotonic()
         if find is not None:
-            wait_for(lambda: find(self._status()["pids"]) != pid, PATIENCE, "another process")
+            wait_for(lambda: find(self._status()["pids"]) not in {pid, 0}, PATIENCE, "another process")
             wait_for(self._nobody_waits, PATIENCE, "an answer for everybody who waited")
         self.history.faults.append(Fault(kind, began, ended, find is not None, time.monotonic()))
 
@@ -275,9 +276,9 @@ class Soak:
 
     def _kill_worker(self, kind, version):
         def worker(pids):
-            return pids["workers"].get(version, None)
+            return pids["workers"].get(version)  # 0 while it is started, None when nobody wants it any more
 
-        self._kill(kind, worker(self._status()["pids"]), lambda pids: worker(pids) or None)
+        self._kill(kind, worker(self._status()["pids"]), worker)
 
     def _stop(self, kind, pid):
         if not pid:

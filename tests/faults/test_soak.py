@@ -50,7 +50,7 @@ def test_whatever_happens_to_a_service_its_history_is_legal_and_its_memory_flat(
     assert journal.read(box.home.journal) == soak.history.journal, "it ends as it was"
 
     said = complaints(soak.history)
-    grew = growths(soak.samples, seconds / 3) if long else []
+    grew = growths(soak.samples, seconds / 4) if long else []
     words = "; ".join([figures(soak, lost(soak.history)), *map(str, grew)])
     tally.count("random faults", len(soak.history.faults), len(said), words)
     assert not said, said[:20]
