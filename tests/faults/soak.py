@@ -182,7 +182,7 @@ class Soak:
         if candidate == live:
             candidate = next(one for one in GOOD if one != live)
         name = f"{live}-{candidate}-{how}".replace(" ", "-")
-        return self.box.manifest(candidate, live, name=name, service=SERVICE, **STRATEGIES[how])
+        return self.box.manifest(candidate, live, name=name, **STRATEGIES[how])
 
     def _promote(self, client, chance):
         """Nobody promotes a version that they know to be bad."""

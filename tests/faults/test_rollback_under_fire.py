@@ -17,6 +17,8 @@ from deployctl.errors import ConflictError
 from deployctl.wire.admin import AdminClient
 
 RATE = 300
+PATIENT = {"timeout": "3s"}
+"""A busy machine is no failure."""
 RACE_RATE = 600
 """The gate has something to learn from at once."""
 SLOW = {"minDwell": "60s"}
@@ -36,7 +38,7 @@ RIVALS = {
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     """One service at version 1; every test leaves it there."""
-    box = Box(tmp_path_factory.mktemp("running"))
+    box = Box(tmp_path_factory.mktemp("running"), PATIENT)
     try:
         yield box.up()
     finally:

@@ -12,7 +12,7 @@ from soak import SERVICE, Soak, figures, growths, small_disk
 
 from deployctl import journal
 
-CI_SECONDS, LONG_SECONDS = 14.0, 1800.0
+CI_SECONDS, LONG_SECONDS = 12.0, 1800.0
 DISK_MEGABYTES = 512
 MIB_PER_MINUTE = 1.0
 """A leak of the size of one kept request in a hundred would be twice this."""
@@ -22,7 +22,7 @@ FILES_PER_MINUTE = 0.5
 @pytest.fixture
 def disk(tmp_path):
     """A box on a small disk of its own, where the tests may mount one."""
-    box = Box(tmp_path)
+    box = Box(tmp_path, SERVICE)
     disk = small_disk(box.state, DISK_MEGABYTES)
     try:
         yield box, disk
@@ -38,7 +38,7 @@ def test_whatever_happens_to_a_service_its_history_is_legal_and_its_memory_flat(
     box, small = disk
     seconds = float(os.environ.get("DEPLOYCTL_SOAK_SECONDS", LONG_SECONDS if long else CI_SECONDS))
     seed = int(os.environ.get("DEPLOYCTL_SOAK_SEED", "5"))
-    box.up(box.manifest(service=SERVICE))
+    box.up()
     soak = Soak(box, seconds, 10.0 if long else 1.5, seed, disk=small)
     soak.go()
 

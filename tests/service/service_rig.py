@@ -117,10 +117,11 @@ class Ran:
 
 
 class Box:
-    """A state directory of its own; `close` ends whatever still runs in it."""
+    """A state directory of its own; `close` ends whatever still runs in it. `service` is what its manifests say under that key."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, service=None):
         self.folder = Path(folder)
+        self.service = service or {}
         self._state = tempfile.TemporaryDirectory(prefix="dctl", dir="/tmp")
         self.state = Path(self._state.name)
         self.home = ServiceHome(self.state, NAME)
@@ -143,6 +144,7 @@ class Box:
         """
         spec = {
             "service": {"listen": "127.0.0.1:0", "model": NAME, "timeout": "500ms"}
+            | self.service
             | changes.get("service", {}),
             "prediction": {
                 "output": "probabilities",
@@ -230,7 +232,7 @@ class Box:
     def status(self):
         """What `status -o json` prints, asked where the command asks: it is quicker by a Python start."""
         with AdminClient(self.home.admin_socket, NAME) as client:
-            return client.get("/v1/status")
+            return client.get("/v1/status", timeout=PATIENCE)
 
     # -- what there is
 
