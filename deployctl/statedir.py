@@ -58,12 +58,10 @@ def state_dir() -> Path:
 
 
 def list_services(state: Path) -> list[str]:
-    """The names of all services that have state here, running or not."""
+    """The names of all services that have state here, running or not. One that cannot be looked into hides none of the others."""
     try:
         return sorted(
-            entry.name
-            for entry in state.iterdir()
-            if NAME.fullmatch(entry.name) and (entry / "lock").is_file()
+            entry.name for entry in state.iterdir() if NAME.fullmatch(entry.name) and _has_lock(entry)
         )
     except FileNotFoundError:
         return []
@@ -72,8 +70,22 @@ def list_services(state: Path) -> list[str]:
 
 
 def running_services(state: Path) -> list[str]:
-    """The names of the services that run."""
-    return [name for name in list_services(state) if running_pid(ServiceHome(state, name)) is not None]
+    """The names of the services that run, as far as their locks can be read."""
+    return [name for name in list_services(state) if _runs(ServiceHome(state, name))]
+
+
+def _has_lock(entry: Path) -> bool:
+    try:
+        return (entry / "lock").is_file()
+    except OSError:
+        return True  # it is there, and whoever asks for it by name is told what is wrong
+
+
+def _runs(home: ServiceHome) -> bool:
+    try:
+        return running_pid(home) is not None
+    except UnavailableError:
+        return False
 
 
 def running_pid(home: ServiceHome) -> int | None:

@@ -12,6 +12,8 @@ settings.load_profile("deployctl")
 # What `nohup` ignores would be ignored by every process that the tests start, and some of them are tested with just that.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so does a shell's `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

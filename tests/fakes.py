@@ -99,6 +99,8 @@ class FakeTraffic:
         self.applied: list[Split] = []
         self.upstreams: tuple[Upstream, ...] = ()
         self.refuses: Exception | None = None
+        self.unreachable: set[str] = set()
+        """Labels of versions whose worker is gone for the moment."""
         self.dropped = 0
         self.copies_dropped: dict[int, int] = {}
 
@@ -114,6 +116,11 @@ class FakeTraffic:
     @property
     def confirmed(self) -> Split | None:
         return self.in_force
+
+    @property
+    def connected(self) -> frozenset[str] | None:
+        there = {upstream.digest for upstream in self.upstreams if upstream.version not in self.unreachable}
+        return frozenset(there) if self.in_force else None
 
     def reconnected(self) -> None:
         """Another controller: it has asked for nothing yet, and traffic flows as before."""
@@ -132,12 +139,18 @@ class FakeVersions:
 
     def want(self, settings: list[dict[str, Any]]) -> None:
         self.wanted = sorted({one["version"] for one in settings})
+        ids = {one["id"] for one in settings}
+        self.proven = {identity: report for identity, report in self.proven.items() if identity in ids}
+        self.workers = {identity: worker for identity, worker in self.workers.items() if identity in ids}
         for one in settings:
             if one["version"] not in self.slow | self.broken.keys():
                 tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}]
                 self.proven[one["id"]] = {"digest": one["digest"], "inputs": tensors, "outputs": tensors}
             self.workers[one["id"]] = Worker(one["id"], one["digest"], 1, "ready")
         self._labels = {one["id"]: one["version"] for one in settings}
+
+    def runs(self, identity: str) -> bool:
+        return identity in self.workers
 
     def failure(self, identity: str) -> str | None:
         return self.broken.get(self._labels.get(identity, "")) if self.wanted else None
@@ -317,6 +330,7 @@ class FakeService:
     """One service on a fake clock. The verbs are those of the CLI; `restart` kills the controller and starts another."""
 
     def __init__(self, state: Path, versions: dict[str, Behaviour], **callers: Any) -> None:
+        state.mkdir(exist_ok=True)
         self.home = ServiceHome(state, "digits")
         self.home.create()
         self.clock = 1000.0

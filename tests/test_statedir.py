@@ -357,3 +357,15 @@ def test_the_key_for_inputs_is_made_once_and_is_the_owners_only(home: ServiceHom
 def test_a_key_that_cannot_be_made_is_said_with_its_path(home: ServiceHome) -> None:
     with pytest.raises(UnavailableError, match=r"input\.key: cannot be made"):
         home.make_input_key()
+
+
+def test_a_service_that_cannot_be_read_hides_none_of_the_others(home: ServiceHome) -> None:
+    other = ServiceHome(home.state, "other")
+    other.create()
+    other.lock_file.symlink_to(other.path / "journal")
+    (other.path / "journal").touch()
+    with home.lock():
+        assert list_services(home.state) == ["digits", "other"]
+        assert running_services(home.state) == ["digits"]
+        with pytest.raises(UnavailableError, match="other"):
+            running_pid(other)

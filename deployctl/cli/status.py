@@ -57,14 +57,19 @@ def list_services(output: AsOutput = Output.TEXT) -> None:
 
 
 def _row(service: Service) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         "service": service.name,
         "state": "stopped",
-        "pid": service.pid,
+        "pid": None,
         "live": None,
         "phase": None,
         "url": None,
     }
+    try:
+        row["pid"] = service.pid
+    except DeployctlError as error:  # its damage hides none of the others
+        note(f"{service.name}: {error}")
+        return {**row, "state": "unreadable"}
     if row["pid"] is None:
         return row
     try:

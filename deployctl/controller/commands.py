@@ -43,7 +43,16 @@ LOAD_SECONDS = 60.0
 """How long a model may take to load, warm up and report."""
 
 CONFIRM_SECONDS = 20.0
-"""How long a router may take to read back a new split before a person is called."""
+"""How long it may take until the routers read back what is written down, a worker that has to come back included, before a person
+is called."""
+
+
+@dataclass(slots=True)
+class Beginning:
+    """A rollout whose candidate is still being loaded; a person who rolls back calls it off."""
+
+    desired: Plan
+    called_off_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,8 @@ class Commands:
         self._controller = controller
         self._supervisor = supervisor
         self._starting = asyncio.Lock()
+        self._beginning: Beginning | None = None
+        self.confirm_seconds = CONFIRM_SECONDS
         self.token: Callable[[], str] = partial(secrets.token_hex, 3)
         self.read: Callable[[bytes, Path], Awaitable[Manifest]] = read_manifest
 
@@ -168,16 +179,18 @@ class Commands:
                 if version != HUMAN
             ]
             self._controller.trying = tuple(candidates)
+            self._beginning = Beginning(desired)
             try:
                 for candidate in candidates:
-                    await self._check_candidate(baseline, candidate)
+                    await self._check_candidate(baseline, candidate, self._refuse_what_may_not_begin)
+                self._refuse_what_may_not_begin()
                 rollout = self._begin(desired, by, "", text, _prediction(manifest), label_files(manifest))
             except BaseException:
                 for take_back in undo:
                     take_back()
                 raise
             finally:
-                self._controller.trying = ()
+                self._controller.trying, self._beginning = (), None
                 self._controller.wake()
         tried = " and ".join(f"version {candidate.version}" for candidate in candidates)
         against = "people" if baseline == HUMAN else f"version {baseline.version}"
@@ -223,24 +236,48 @@ class Commands:
                 )
         return None
 
-    async def _check_candidate(self, baseline: Version, candidate: Version) -> None:
-        theirs = await self._loaded(candidate, "candidate")
+    def _refuse_what_may_not_begin(self) -> None:
+        """A person may go back while a candidate is loaded: nothing begins against their word, or from a version that is live no more.
+
+        Raises ConflictError.
+        """
+        service, beginning = self._controller.service, self._beginning
+        assert beginning is not None
+        assert service is not None
+        assert service.live is not None
+        desired, live = beginning.desired, service.live
+        what = f"the rollout of version {desired.candidate.version} did not begin"
+        if beginning.called_off_by is not None:
+            raise ConflictError(f"{what}: {beginning.called_off_by} called it off")
+        if live.digest != desired.baseline.digest:
+            now = "nobody but people" if live == HUMAN else f"version {live.version}"
+            raise ConflictError(f"{what}: {now} is live meanwhile, not version {desired.baseline.version}")
+
+    async def _check_candidate(
+        self, baseline: Version, candidate: Version, refuse: Callable[[], None] = lambda: None
+    ) -> None:
+        theirs = await self._loaded(candidate, "candidate", refuse)
         if baseline == HUMAN:
             return
-        ours = await self._loaded(baseline, "baseline")
+        ours = await self._loaded(baseline, "baseline", refuse)
         if problem := signature_difference(ours, theirs):
             raise InvalidError(
                 f"version {candidate.version} cannot replace version {baseline.version}: {problem}"
             )
 
-    async def _loaded(self, version: Version, role: str) -> Mapping[str, Any]:
-        """The report of a version's worker, once it is loaded and warmed. Raises what the worker said otherwise."""
+    async def _loaded(
+        self, version: Version, role: str, refuse: Callable[[], None] = lambda: None
+    ) -> Mapping[str, Any]:
+        """The report of a version's worker, once it is loaded and warmed. Raises what the worker said otherwise, and what `refuse` raises
+        as soon as nobody wants it any more.
+        """
         controller = self._controller
         if version == HUMAN:
             return {}
         identity = controller.settings_id(version)
         deadline = time.monotonic() + LOAD_SECONDS
         while time.monotonic() < deadline:
+            refuse()
             if controller.service is not None:
                 controller.act(controller.monotonic())
             else:
@@ -314,6 +351,8 @@ class Commands:
             words = "nothing to roll back"
             if live is not None:
                 words += ": people decide" if live == HUMAN else f": version {live.version} is live"
+            if (called_off := self._call_off(by)) is not None:
+                words += f"; the rollout of version {called_off.version}, whose model was being loaded, does not begin"
             return Changed(changed=False, message=words, rollout=rollout)
         words = reason or "rolled back by hand"
         verdict = controller.full_verdict() if not rollout.ended else None
@@ -332,32 +371,43 @@ class Commands:
         if target is None:
             known = ", ".join(sorted(controller.service.known))
             raise InvalidError(f"version {label} was never here; known: {known}")
-        if controller.service.running is not None:
-            await self.rollback(by, reason or f"to go to version {label}", None)
-        async with self._starting:
-            live = controller.service.live
-            assert live is not None
-            if live.digest == target.digest:
-                return Changed(
-                    changed=False,
-                    message=f"version {label} is live already",
-                    rollout=controller.service.rollout,
-                )
-            await self._go_to(target, "rollback", by, reason)
+        self._call_off(by)
+        async with self._starting:  # nothing begins meanwhile
+            ended = None
+            if controller.service.running is not None:
+                ended = await self.rollback(by, reason or f"to go to version {label}", None)
+            left = await self._go_to(target, "rollback", by, reason)
+        if left is None:
+            words = f"version {label} is live already"
+            return ended or Changed(changed=False, message=words, rollout=controller.service.rollout)
         await self._confirm()
-        stays = "people decided before" if live == HUMAN else f"version {live.version} stays loaded"
+        stays = "people decided before" if left == HUMAN else f"version {left.version} stays loaded"
         message = f"version {label} answers all callers, {stays}"
         return Changed(changed=True, message=message, rollout=controller.last)
 
-    async def _go_to(self, target: Version, strategy: str, by: str, reason: str) -> None:
-        """All callers to this version, loaded and checked first: a rollout of one step, by a person's word alone."""
+    def _call_off(self, by: str) -> Version | None:
+        """No rollout begins whose candidate is still being loaded; gives that candidate."""
+        if self._beginning is None or self._beginning.called_off_by is not None:
+            return None
+        self._beginning.called_off_by = by
+        return self._beginning.desired.candidate
+
+    async def _go_to(self, target: Version, strategy: str, by: str, reason: str) -> Version | None:
+        """All callers to this version, loaded and checked first: a rollout of one step, by a person's word alone.
+
+        Gives the version that was live until then, None where it is this one already.
+        """
         controller = self._controller
         assert controller.service is not None
-        live = controller.service.live
-        assert live is not None
+        assert controller.service.live is not None
+        if controller.service.live.digest == target.digest:
+            return None
         controller.trying = (target,)
         try:
-            await self._check_candidate(live, target)
+            await self._check_candidate(controller.service.live, target)
+            live = controller.service.live  # a person may have gone back meanwhile
+            if live.digest == target.digest:
+                return None
             desired = Plan(strategy, live, target, (), ())
             rollout = self._begin(desired, by, reason, None, controller.prediction_of(target))
             words = reason or f"to version {target.version} by hand"
@@ -366,6 +416,7 @@ class Commands:
             controller.record(rollout.id, event)
         finally:
             controller.trying = ()
+        return live
 
     async def promote(self, by: str, reason: str, *, full: bool) -> Changed:
         """Pass what waits for a person; with `full` skip all that is left, recorded as without evidence."""
@@ -386,28 +437,47 @@ class Commands:
                 "nothing waits for a person: the gate goes on by itself (promote --full skips what is left)"
             )
             return Changed(changed=False, message=words, rollout=rollout)
-        if full and rollout.plan.others:
+        if full:
+            return await self._promote_in_full(rollout, by, reason)
+        verdict = controller.full_verdict()
+        controller.record(
+            rollout.id, pass_step(rollout, now, by, Cause.PERSON, reason or "passed by hand", verdict)
+        )
+        return await self._promoted()
+
+    async def _promote_in_full(self, rollout: Rollout, by: str, reason: str) -> Changed:
+        """Skip all that is left, as soon as the candidate is loaded: until then a person may still roll back, and that counts."""
+        controller = self._controller
+        _needs_reason(reason)
+        if rollout.plan.others:
             raise InvalidError(
                 "several candidates are tried: end the shadow first (rollback), then shadow one of them"
             )
-        verdict = controller.full_verdict()
-        if full:
-            _needs_reason(reason)
-            await self._loaded(rollout.plan.candidate, "candidate")
-            now = controller.order_time()
-            words = f"without evidence: {reason}"
-            event = Event(0, Kind.PROMOTED, now, by, Cause.PERSON, words, verdict=verdict)
-        else:
-            event = pass_step(rollout, now, by, Cause.PERSON, reason or "passed by hand", verdict)
+
+        def refuse() -> None:
+            last = controller.last
+            if last.id != rollout.id or (last.ended and last.phase is not Phase.PROMOTED):
+                raise ConflictError(f"rollout {rollout.id} was ended meanwhile: nothing was promoted")
+
+        await self._loaded(rollout.plan.candidate, "candidate", refuse)
+        now = controller.order_time()
+        refuse()
+        if controller.last.ended:
+            words = "it was promoted meanwhile, with its evidence"
+            return Changed(changed=False, message=words, rollout=controller.last)
+        verdict, words = controller.full_verdict(), f"without evidence: {reason}"
+        event = Event(0, Kind.PROMOTED, now, by, Cause.PERSON, words, verdict=verdict)
         controller.record(rollout.id, event)
-        if full and controller.last.holding_back:
+        if controller.last.holding_back:
             skip = Event(0, Kind.RELEASED, now, by, Cause.PERSON, "nobody is held back: promoted in full")
             controller.record(rollout.id, skip)
+        return await self._promoted()
+
+    async def _promoted(self) -> Changed:
         await self._confirm()
-        after = controller.last
-        return Changed(
-            changed=True, message=f"{after.phase.value} at weight {after.weight:g} %", rollout=after
-        )
+        after = self._controller.last
+        words = f"{after.phase.value} at weight {after.weight:g} %"
+        return Changed(changed=True, message=words, rollout=after)
 
     @property
     def _last_whole_one(self) -> Rollout | None:
@@ -427,10 +497,14 @@ class Commands:
                 "several candidates were tried: name one (deployctl rollback NAME --to VERSION)"
             )
         async with self._starting:
-            await self._go_to(candidate, "promotion", by, reason)
+            if self._controller.last.id != shadowed.id:
+                raise ConflictError(
+                    f"rollout {self._controller.last.id} has begun meanwhile: nothing was promoted"
+                )
+            left = await self._go_to(candidate, "promotion", by, reason)
         await self._confirm()
         words = f"version {candidate.version} answers all callers"
-        return Changed(changed=True, message=words, rollout=self._controller.last)
+        return Changed(changed=left is not None, message=words, rollout=self._controller.last)
 
     def pause(self, by: str) -> Changed:
         """Stop the climbing, not the watching."""
@@ -463,11 +537,16 @@ class Commands:
         return self._controller.service.running
 
     async def _confirm(self) -> None:
-        if not await self._controller.confirmed(CONFIRM_SECONDS):
-            raise UnconfirmedError(
-                f"it is written down, but no router confirmed it within {CONFIRM_SECONDS:g} s; look at "
-                f"`deployctl status {self._controller.name}` and call a person"
-            )
+        controller = self._controller
+        if await controller.confirmed(self.confirm_seconds):
+            return
+        within = f"within {self.confirm_seconds:g} s"
+        why = f"no router confirmed it {within}"
+        if controller.awaited is not None:
+            why = f"version {controller.awaited.version} was not ready {within}, and traffic stays as it was until then"
+        raise UnconfirmedError(
+            f"it is written down, but {why}; look at `deployctl status {controller.name}` and call a person"
+        )
 
 
 def _needs_reason(reason: str) -> None:

@@ -56,7 +56,7 @@ def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[s
         "at": round(controller.clock.now, 3) if rollout and not rollout.finished else None,
         "waits_for": rollout.waits_for if rollout else None,
         "reason": _reason(rollout, verdict),
-        "trouble": controller.trouble or (RECORDS_FULL if controller.records_full else None),
+        "trouble": _trouble(controller),
         "pids": pids,
         "url": f"http://{address}",
         "model": controller.spec.get("model"),
@@ -65,6 +65,13 @@ def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[s
         "labels": controller.observation.labels if controller.observation else {},
         "metrics": [metric(part) for part in verdict.metrics] if verdict else [],
     }
+
+
+def _trouble(controller: Controller) -> str | None:
+    """What is in the way of doing what the journal says, in a line."""
+    if controller.trouble is None and controller.awaited is not None:
+        return f"version {controller.awaited.version} is not ready: traffic stays as it is until then"
+    return controller.trouble or (RECORDS_FULL if controller.records_full else None)
 
 
 def event_document(event: Event, rollout: Rollout) -> dict[str, Any]:

@@ -59,7 +59,8 @@ UNHEARD_SECONDS = 5.0
 
 class Traffic(Protocol):
     """Whoever carries the traffic. `apply` asks for a whole split, twice is the same as once; `confirmed` is read back;
-    `dropped` counts outcomes that were lost on the way, `copies_dropped` copies by arm that were never sent.
+    `connected` are the digests of the versions that it can reach now, None while nobody says so; `dropped` counts outcomes that were
+    lost on the way, `copies_dropped` copies by arm that were never sent.
     """
 
     def apply(self, split: Split, upstreams: tuple[Upstream, ...]) -> None: ...
@@ -71,6 +72,9 @@ class Traffic(Protocol):
     def confirmed(self) -> Split | None: ...
 
     @property
+    def connected(self) -> frozenset[str] | None: ...
+
+    @property
     def dropped(self) -> int: ...
 
     @property
@@ -79,10 +83,12 @@ class Traffic(Protocol):
 
 class Versions(Protocol):
     """Whoever runs the versions. `proven` are the reports of those that have been ready since they are wanted, by worker id; `failure` is why
-    one cannot be loaded, None for one that can or may yet.
+    one cannot be loaded, None for one that can or may yet; `runs` says whether there is such a worker, ready or not.
     """
 
     proven: dict[str, Mapping[str, Any]]
+
+    def runs(self, identity: str) -> bool: ...
 
     def failure(self, identity: str) -> str | None: ...
 
@@ -149,6 +155,8 @@ class Controller:
         self.clock = RolloutClock()
         self.left_out = 0
         self.trouble: str | None = None
+        self.awaited: Version | None = None
+        """The version that must be ready before traffic can be as the journal says; it stays as it is until then."""
         self.broken: IntegrityError | None = None
         """Why nothing is decided any more: the journal is not what was written. Traffic stays as it is."""
         self.monotonic: Callable[[], float] = time.monotonic
@@ -161,6 +169,7 @@ class Controller:
         self._dropped_before: dict[int, int] = {}
         self._lingering: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}
+        self._took_over = False
         self._checkpoint = 0.0
         self._unheard: set[str] = set()
         self._resumed_at = 0.0
@@ -557,16 +566,19 @@ class Controller:
     def act(self, monotonic: float) -> None:
         """Ask for the workers and the traffic that the journal says; safe to repeat."""
         assert self.service is not None
-        split = self.service.split
+        split, in_force = self.service.split, self.traffic.ordered or self.traffic.confirmed
+        if not self._took_over:
+            self._take_over(monotonic)
         wanted = [*dict.fromkeys((*self.service.versions, *self.trying))]
         preferred = {version.digest: self._settings_of(version) for version in wanted}
         for digest, settings in preferred.items():
             if settings["id"] in self.workers.proven:
                 self._serving[digest] = settings["id"]
-        upstreams = self._upstreams(wanted)
+        upstreams = self._upstreams([*dict.fromkeys((*wanted, *_shares(in_force)))])
         ready = {upstream.digest for upstream in upstreams} - self._stepped_back(preferred)
-        if desired := _possible(split, ready, self.traffic.ordered):
-            self.traffic.apply(desired, upstreams)
+        desired, self.awaited = _possible(split, ready, self.traffic.connected, in_force)
+        if order := desired or in_force:
+            self.traffic.apply(order, upstreams)
         kept = {settings["id"] for settings in preferred.values()} | {
             self._serving[digest] for digest in preferred if digest in self._serving
         }
@@ -574,6 +586,17 @@ class Controller:
         self.workers.want([self._settings[i] for i in running])
         # A version that is unloaded must be ready again before it is sent anything.
         self._serving = {digest: one for digest, one in self._serving.items() if one in running}
+
+    def _take_over(self, monotonic: float) -> None:
+        """What runs already may be answering callers, whatever the journal says by now: it stays until traffic is as it should be."""
+        self._took_over = True
+        last = self.service.rollout if self.service else None
+        for version in (last.plan.baseline, *last.plan.candidates) if last is not None else ():
+            if version == HUMAN or not self.workers.runs(identity := self.settings_id(version)):
+                continue
+            self._lingering[identity] = monotonic + self._grace
+            if identity in self.workers.proven:
+                self._serving[version.digest] = identity
 
     def _stepped_back(self, preferred: Mapping[str, Mapping[str, Any]]) -> set[str]:
         """Versions that shall answer callers, but whose only worker so far is one that lets everybody else go first."""
@@ -595,14 +618,18 @@ class Controller:
     def _linger(self, kept: set[str], desired: Split | None, monotonic: float) -> list[str]:
         """Workers that must run: the wanted ones, and for a while those that callers may still be waiting on."""
         settled = desired is not None and self.traffic.confirmed == desired
-        grace = float(self.spec.get("timeout", 1.0)) + 1.0
         for one in kept:
-            self._lingering[one] = monotonic + grace
+            self._lingering[one] = monotonic + self._grace
         if not settled:
             for one in self._lingering:
-                self._lingering[one] = max(self._lingering[one], monotonic + grace)
+                self._lingering[one] = max(self._lingering[one], monotonic + self._grace)
         self._lingering = {one: until for one, until in self._lingering.items() if until > monotonic}
         return sorted(self._lingering)
+
+    @property
+    def _grace(self) -> float:
+        """Seconds that a caller may still be waiting for a version that no new caller is sent to."""
+        return float(self.spec.get("timeout", 1.0)) + 1.0
 
     def want_only(self, version: Version) -> None:
         """Ask for one worker, before there is a service."""
@@ -714,20 +741,35 @@ class Controller:
             await news.wait()
 
 
-def _possible(split: Split, ready: set[str], ordered: Split | None) -> Split | None:
-    """What can be asked for now: weight goes only to versions that are ready, and nothing is taken away for them.
+def _possible(
+    split: Split, ready: set[str], connected: frozenset[str] | None, in_force: Split | None
+) -> tuple[Split | None, Version | None]:
+    """What can be asked for now, and the version that is waited for: callers are sent only to versions that are ready, and nothing is taken
+    away for them. None: keep what is in force.
 
-    None: keep what is in force (a rollback to a version that must be loaded first holds the weight until it is).
+    A version whose worker is gone for the moment keeps the callers that it has (its failures are its own), and is given no more: a
+    rollback waits until the baseline is back.
     """
-    baseline_ready = split.baseline == HUMAN or split.baseline.digest in ready
-    candidate_ready = split.candidate is not None and split.candidate.digest in ready
-    if (split.weight >= 100 or baseline_ready) and (split.weight <= 0 or candidate_ready):
-        return split
-    if ordered is None and baseline_ready and split.weight < 100:
-        return replace(
-            split, weight=0.0
-        )  # a service that starts in mid-rollout serves before its candidate is loaded
-    return None
+    before = {version.digest: share for version, share in _shares(in_force).items()}
+    for version, share in _shares(split).items():
+        gone = connected is not None and version.digest not in connected
+        if version.digest in ready and not (gone and share > before.get(version.digest, 0.0)):
+            continue
+        if in_force is None and version == split.candidate and split.weight < 100:
+            # A service that starts in mid-rollout serves before its candidate is loaded.
+            return replace(split, weight=0.0), version
+        return None, version
+    return split, None
+
+
+def _shares(split: Split | None) -> dict[Version, float]:
+    """The versions that answer callers, each with its share in percent."""
+    if split is None:
+        return {}
+    shares = {split.baseline: 100.0 - split.weight}
+    if split.candidate is not None:
+        shares[split.candidate] = shares.get(split.candidate, 0.0) + split.weight
+    return {version: share for version, share in shares.items() if share > 0 and version != HUMAN}
 
 
 def event_of(record: Mapping[str, Any]) -> Event:

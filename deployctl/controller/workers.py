@@ -51,10 +51,12 @@ class SupervisorLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._asked: list[dict[str, Any]] | None = None
         self._number = 0
+        self._told = asyncio.Event()
 
     async def connect(self, control: socket.socket) -> None:
-        """Take over the inherited socketpair."""
+        """Take over the inherited socketpair; the supervisor says at once what runs already."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=control)
+        await self._told.wait()
 
     def want(self, settings: Sequence[dict[str, Any]]) -> None:
         """Ask for exactly these workers; asking again for the same costs nothing."""
@@ -65,6 +67,10 @@ class SupervisorLink(asyncio.Protocol):
             ids = {settings["id"] for settings in wanted}
             self.proven = {one: report for one, report in self.proven.items() if one in ids}
             self._send({"workers": wanted, "number": self._number})
+
+    def runs(self, identity: str) -> bool:
+        """Whether there is such a worker, ready or not."""
+        return identity in self.workers
 
     def failure(self, identity: str) -> str | None:
         """Why this worker cannot load its model, None for one that can or may yet."""
@@ -100,6 +106,7 @@ class SupervisorLink(asyncio.Protocol):
             self._take(json.loads(line))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._told.set()
         self._on_lost()
 
     def _take(self, state: dict[str, Any]) -> None:
@@ -110,6 +117,7 @@ class SupervisorLink(asyncio.Protocol):
             if worker.ready and up_to_date:
                 self.proven[worker.id] = worker.report["ready"]
         self.pids = state
+        self._told.set()
         self._on_change()
 
     def _send(self, message: dict[str, Any]) -> None:

@@ -256,6 +256,9 @@ def decide(
     if unloadable is not None:
         broken = replace(verdict, reason=f"{UNLOADABLE}{unloadable}")
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, broken)
+    if not rollout.plan.steps:
+        words = "a person's order was cut short before it was carried out; give it again"
+        return Event(0, Kind.ROLLED_BACK, now, "controller", Cause.TIME, words)
     if rollout.learned is None and learned is not None:
         return Event(0, Kind.LEARNED, now, "controller", Cause.TIME, _learned_words(learned), learned=learned)
     if rollout.phase is Phase.PAUSED:
@@ -512,7 +515,11 @@ def _release(rollout: Rollout, event: Event) -> Rollout:
 def _finish(rollout: Rollout, event: Event) -> Rollout:
     if rollout.finished:
         raise IllegalEventError(f"rollout {rollout.id} is finished already")
-    return replace(rollout, finished=True, ended_by=rollout.ended_by or event)
+    # The next rollout ends a hold-back, too: nobody is left to release it.
+    number = event.seq if rollout.holding_back else rollout.split_number
+    return replace(
+        rollout, finished=True, released=True, split_number=number, ended_by=rollout.ended_by or event
+    )
 
 
 def _end_with(*, finished: bool) -> Change:

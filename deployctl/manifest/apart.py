@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import signal
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -73,4 +74,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGPIPE, signal.SIG_DFL
+    )  # nobody waits for the answer of a controller that was killed
     sys.exit(main())

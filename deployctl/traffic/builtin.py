@@ -94,6 +94,12 @@ class RouterLink:
         splits = [router.read_back.split if router.read_back else None for router in self.routers.values()]
         return splits[0] if splits and all(split == splits[0] for split in splits) else None
 
+    @property
+    def connected(self) -> frozenset[str] | None:
+        """Digests of the versions that every connected router has a connection to, None while no router has read back anything."""
+        reached = [router.read_back.connected for router in self.routers.values() if router.read_back]
+        return frozenset.intersection(*map(frozenset, reached)) if reached else None
+
     def welcome(self, router: Router) -> None:
         """A router introduced itself: it is told the whole desired traffic at once."""
         self.routers[router.name] = router

@@ -1,10 +1,7 @@
 """A candidate that crashes, hangs, answers nonsense or is slow hurts only its own share until it is rolled back."""
 
-import threading
-from contextlib import contextmanager, suppress
-
 import faulty_models
-from service_rig import NAME, alive, wait_for
+from service_rig import NAME, killing, wait_for
 
 RATE = 300
 STEPS = {"steps": [{"setWeight": 20}, {"setWeight": 50}], "minDwell": "20s"}
@@ -37,7 +34,7 @@ def test_a_candidate_that_crashes_again_and_again_is_rolled_back(box):
     with box.traffic(RATE) as traffic:
         ramping = box.begin("canary", "ramp", box.manifest(canary=STEPS))
         box.wait_for_event("climbed", 0)
-        with _killing(box, "2"):
+        with killing(box, "2"):
             ramping.communicate(timeout=60)
         assert ramping.returncode == 3
         traffic.wait_for_answers(RATE)
@@ -59,28 +56,6 @@ def test_a_candidate_that_is_slow_by_30_ms_is_rolled_back_and_nobody_fails(box):
     }  # a busy machine makes it late too
     assert set(traffic.statuses) <= {200, 504}
     _version_1_serves(box)
-
-
-@contextmanager
-def _killing(box, version):
-    """SIGKILL for every worker of this version as soon as there is one."""
-    over = threading.Event()
-
-    def kill():
-        while not over.is_set():
-            pid = box.status()["pids"]["workers"].get(version)
-            if pid and alive(pid):
-                with suppress(ProcessLookupError):
-                    box.kill(pid)
-            over.wait(0.05)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(20)
 
 
 def _nothing_reaches(traffic, version):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -257,3 +261,19 @@ def test_what_labels_cannot_be_is_said_at_its_place(written, words):
     with pytest.raises(InvalidError) as caught:
         load(text, "f", engines=ENGINES, metrics=METRICS, base=Path("/"), label_sources=("csv", "jsonl"))
     assert words in str(caught.value)
+
+
+def test_a_reader_whose_controller_was_killed_ends_without_a_trace_in_the_log():
+    known = {"source": "rollout.yaml", "engines": [], "metrics": [], "label_sources": []}
+    reader = subprocess.Popen(
+        [sys.executable, "-m", "deployctl.manifest.apart", json.dumps(known)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    reader.stdout.close()
+    reader.stdin.write(b"nonsense")
+    reader.stdin.close()
+    assert reader.stderr.read() == b""
+    reader.stderr.close()
+    assert reader.wait() == -signal.SIGPIPE

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -63,6 +64,30 @@ def alive(pid):
         return False
 
 
+@contextmanager
+def killing(box, *versions):
+    """SIGKILL for every worker of these versions as soon as there is one; gives how many there were so far."""
+    over, ended = threading.Event(), set()
+
+    def kill():
+        while not over.is_set():
+            workers = box.status()["pids"]["workers"]
+            for pid in filter(None, map(workers.get, versions)):
+                if alive(pid):
+                    with suppress(ProcessLookupError):
+                        box.kill(pid)
+                        ended.add(pid)
+            over.wait(0.05)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        yield lambda: len(ended)
+    finally:
+        over.set()
+        thread.join(20)
+
+
 @dataclass(frozen=True)
 class Ran:
     """A command that has ended."""
@@ -92,10 +117,11 @@ class Ran:
 
 
 class Box:
-    """A state directory of its own; `close` ends whatever still runs in it."""
+    """A state directory of its own; `close` ends whatever still runs in it. `service` is what its manifests say under that key."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, service=None):
         self.folder = Path(folder)
+        self.service = service or {}
         self._state = tempfile.TemporaryDirectory(prefix="dctl", dir="/tmp")
         self.state = Path(self._state.name)
         self.home = ServiceHome(self.state, NAME)
@@ -118,6 +144,7 @@ class Box:
         """
         spec = {
             "service": {"listen": "127.0.0.1:0", "model": NAME, "timeout": "500ms"}
+            | self.service
             | changes.get("service", {}),
             "prediction": {
                 "output": "probabilities",
@@ -205,7 +232,7 @@ class Box:
     def status(self):
         """What `status -o json` prints, asked where the command asks: it is quicker by a Python start."""
         with AdminClient(self.home.admin_socket, NAME) as client:
-            return client.get("/v1/status")
+            return client.get("/v1/status", timeout=PATIENCE)
 
     # -- what there is
 

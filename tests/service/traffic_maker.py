@@ -26,6 +26,8 @@ BODIES = [
 CONNECTIONS_AT_MOST = 2_000
 TICK = 0.001
 ANSWER_WITHIN = 15.0
+IDLE_AT_MOST = 10.0
+"""Seconds after which a connection is not used again: the router may be closing it at this moment."""
 FAILED = "failed"
 """What became of a request that got no answer: refused, reset, or silence. Stands where a status would."""
 
@@ -195,9 +197,13 @@ class Traffic(Callers):
     def _on_a_connection(self, request, answer):
         while self._free:
             connection = self._free.pop()
-            if not connection.lost:
-                connection.ask(request, answer)
-                return
+            if connection.lost:
+                continue
+            if connection.idle_since < time.monotonic() - IDLE_AT_MOST:
+                connection.transport.close()
+                continue
+            connection.ask(request, answer)
+            return
         asyncio.get_running_loop().create_task(self._open(request, answer))
 
     async def _open(self, request, answer):
@@ -213,6 +219,7 @@ class Traffic(Callers):
         connection.ask(request, answer)
 
     def free(self, connection):
+        connection.idle_since = time.monotonic()
         self._free.append(connection)
 
 
@@ -222,6 +229,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, traffic):
         self.traffic = traffic
         self.lost = False
+        self.idle_since = 0.0
         self._buffer = b""
         self._asking = False
         self._answer = None
