@@ -35,7 +35,10 @@ HOPELESS = 3
 """Starts in a row after which a controller that has never served is given up."""
 
 SETTLED_SECONDS = 30.0
-"""A child that ran for so long starts at the front of BACK_OFF again."""
+"""A child that ran for so long (a worker: was ready for so long) starts at the front of BACK_OFF again."""
+
+LOADED_BEFORE = 1.0
+"""Seconds before a worker that was ready once, and cannot load its model now, is started again at the earliest."""
 
 
 def open_data_socket(host: str, port: int) -> socket.socket:
@@ -91,11 +94,15 @@ class Child:
 
 @dataclass(slots=True)
 class WorkerChild(Child):
-    """A worker and what it reported of itself."""
+    """A worker and what it reported of itself. `in_a_row` are its ends since it last was settled, `last_end` the exit code of the
+    last one (negative: a signal).
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     state: str = "starting"
     report: Mapping[str, Any] = field(default_factory=dict)
+    in_a_row: int = 0
+    last_end: int = 0
 
     def described(self) -> dict[str, Any]:
         """The worker as the controller is told of it."""
@@ -106,6 +113,8 @@ class WorkerChild(Child):
             "state": self.state,
             "restarts": self.restarts,
             "report": self.report,
+            "in_a_row": self.in_a_row,
+            "last_end": self.last_end,
         }
 
 
@@ -248,31 +257,43 @@ class Supervisor:
                 await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
 
     async def _keep_worker(self, worker: WorkerChild) -> None:
-        """As `_keep`, with a report pipe; a worker that says it cannot load is not started again."""
+        """As `_keep`, with a report pipe; a worker that could never load its model is not started again."""
         if leaving := self._leaving.pop(worker.settings["id"], None):
             await asyncio.wait([leaving])  # the one before it has the same socket
-        loop = asyncio.get_running_loop()
-        in_a_row = 0
+        was_ready = False
         while not worker.stopping and not self._ended.is_set():
-            began = loop.time()
             worker.state, worker.report = "starting", {}
             reading, writing = os.pipe()
             if await _start_worker(worker, writing):
                 self._tell()
                 await self._read_report(worker, reading)
-                assert worker.process is not None
-                await worker.process.wait()
+                was_ready = was_ready or worker.state == "ready"
+                await self._until_it_ends(worker)
             else:
                 os.close(reading)
-            if worker.state == "failed":
+            failed = worker.state == "failed"
+            if failed and not was_ready:
                 self._tell()
                 return
-            in_a_row = 0 if loop.time() - began > SETTLED_SECONDS else in_a_row + 1
+            worker.in_a_row += 1
             worker.restarts += 1
-            worker.state = "starting"
+            worker.state = "failed" if failed else "starting"
             self._tell()
             if not worker.stopping and not self._ended.is_set():
-                await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
+                back_off = BACK_OFF[min(worker.in_a_row - 1, len(BACK_OFF) - 1)]
+                await asyncio.sleep(max(back_off, LOADED_BEFORE) if failed else back_off)
+
+    async def _until_it_ends(self, worker: WorkerChild) -> None:
+        process = worker.process
+        assert process is not None
+        try:
+            # Not from its start: a model that takes longer than this to load would be settled before it answers anything.
+            await asyncio.wait_for(process.wait(), SETTLED_SECONDS if worker.state == "ready" else None)
+        except TimeoutError:
+            worker.in_a_row = 0
+            self._tell()
+            await process.wait()
+        worker.last_end = process.returncode or 0
 
     async def _read_report(self, worker: WorkerChild, reading: int) -> None:
         reader = asyncio.StreamReader(limit=LONGEST_LINE)

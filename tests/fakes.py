@@ -129,6 +129,7 @@ class FakeVersions:
         self.wanted: list[str] = []
         self.slow: set[str] = set()
         self.broken: dict[str, str] = {}
+        self.crashing: dict[str, str] = {}
 
     def want(self, settings: list[dict[str, Any]]) -> None:
         self.wanted = sorted({one["version"] for one in settings})
@@ -141,6 +142,9 @@ class FakeVersions:
 
     def failure(self, identity: str) -> str | None:
         return self.broken.get(self._labels.get(identity, "")) if self.wanted else None
+
+    def crash_loop(self, identity: str) -> str | None:
+        return self.crashing.get(self._labels.get(identity, "")) if self.wanted else None
 
     def forget(self, identity: str) -> None:
         self.workers.pop(identity, None)

@@ -250,6 +250,12 @@ class Commands:
                 reason = str(worker.report.get("failed", "it ended before it was ready"))
                 self._supervisor.forget(identity)
                 raise error_for(int(worker.report.get("exit_code", 2)), f"{role} {version.version}: {reason}")
+            if (
+                worker is not None
+                and (words := worker.crash_loop) is not None
+                and identity not in self._supervisor.proven
+            ):
+                raise InvalidError(f"{role} {version.version} cannot be loaded: {words}")
             if (report := self._supervisor.proven.get(identity)) is not None:
                 if report.get("nonfinite"):
                     names = ", ".join(report["nonfinite"])

@@ -56,7 +56,9 @@ def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[s
         "at": round(controller.clock.now, 3) if rollout and not rollout.finished else None,
         "waits_for": rollout.waits_for if rollout else None,
         "reason": _reason(rollout, verdict),
-        "trouble": controller.trouble or (RECORDS_FULL if controller.records_full else None),
+        "trouble": controller.trouble
+        or controller.unwell
+        or (RECORDS_FULL if controller.records_full else None),
         "pids": pids,
         "url": f"http://{address}",
         "model": controller.spec.get("model"),
