@@ -137,7 +137,9 @@ class FakeVersions:
             if one["version"] not in self.slow | self.broken.keys():
                 tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}]
                 self.proven[one["id"]] = {"digest": one["digest"], "inputs": tensors, "outputs": tensors}
-            self.workers[one["id"]] = Worker(one["id"], one["digest"], 1, "ready")
+            refused = self.broken.get(one["version"])
+            state, report = ("failed", {"failed": refused}) if refused else ("ready", {})
+            self.workers[one["id"]] = Worker(one["id"], one["digest"], 1, state, report=report)
         self._labels = {one["id"]: one["version"] for one in settings}
 
     def failure(self, identity: str) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from deployctl.controller.workers import SupervisorLink
 from deployctl.core.metrics import METRICS
 from deployctl.core.plan import HUMAN, Phase, Plan, Version
 from deployctl.core.rollout import Cause, Event, Kind, Rollout, pass_step
+from deployctl.core.service import KEPT_LIVE
 from deployctl.errors import (
     ConflictError,
     IntegrityError,
@@ -99,6 +101,7 @@ class Commands:
             assert controller.service is not None
             assert controller.service.live is not None
             await self._loaded(self._still_stored(controller.service.live), "live version")
+            self._remove_models()
 
     def _still_stored(self, live: Version) -> Version:
         if live == HUMAN:
@@ -155,34 +158,50 @@ class Commands:
         if manifest.candidate is None or manifest.strategy is None:
             raise InvalidError(f"{path}: no candidate and strategy in it: nothing to roll out")
         async with self._starting:
-            self._same_service(manifest)
-            baseline = self._baseline(manifest)
-            candidates = [self._stored(model) for model in manifest.candidates]
-            desired = plan(manifest, baseline, *candidates)
-            settled = self._settled(desired)
-            if settled is not None:
-                return settled
-            undo = [
-                self._controller.remember_prediction(version, _prediction(manifest))
-                for version in (baseline, *candidates)
-                if version != HUMAN
-            ]
-            self._controller.trying = tuple(candidates)
             try:
-                for candidate in candidates:
-                    await self._check_candidate(baseline, candidate)
-                rollout = self._begin(desired, by, "", text, _prediction(manifest), label_files(manifest))
-            except BaseException:
-                for take_back in undo:
-                    take_back()
-                raise
+                return await self._start(manifest, text, by)
             finally:
-                self._controller.trying = ()
-                self._controller.wake()
+                self._remove_models()
+
+    async def _start(self, manifest: Manifest, text: str, by: str) -> dict[str, Any]:
+        self._same_service(manifest)
+        baseline = self._baseline(manifest)
+        candidates = [self._stored(model) for model in manifest.candidates]
+        desired = plan(manifest, baseline, *candidates)
+        settled = self._settled(desired)
+        if settled is not None:
+            return settled
+        undo = [
+            self._controller.remember_prediction(version, _prediction(manifest))
+            for version in (baseline, *candidates)
+            if version != HUMAN
+        ]
+        self._controller.trying = tuple(candidates)
+        try:
+            for candidate in candidates:
+                await self._check_candidate(baseline, candidate)
+            rollout = self._begin(desired, by, "", text, _prediction(manifest), label_files(manifest))
+        except BaseException:
+            for take_back in undo:
+                take_back()
+            raise
+        finally:
+            self._controller.trying = ()
+            self._controller.wake()
         tried = " and ".join(f"version {candidate.version}" for candidate in candidates)
         against = "people" if baseline == HUMAN else f"version {baseline.version}"
         message = f"rollout {rollout.id} of {tried} against {against} began"
         return {"rollout": rollout.id, "state": "started", "message": message}
+
+    def _remove_models(self) -> None:
+        """Remove the models that nobody can ask for any more; with the lock that starts rollouts, so none is on its way in."""
+        controller = self._controller
+        if controller.service is None:
+            return
+        try:
+            controller.store.remove_except(controller.service.kept)
+        except UnavailableError as error:  # tried again at the next start; until then they only take room
+            sys.stderr.write(f"deployctl: {error}\n")
 
     def _settled(self, desired: Plan) -> dict[str, Any] | None:
         """The answer when there is nothing to start. Raises ConflictError when something else is in the way."""
@@ -296,11 +315,10 @@ class Commands:
     ) -> Rollout:
         controller = self._controller
         assert controller.service is not None
+        now = controller.order_time()  # which may be the end of the last one already
         last = controller.service.rollout
         if last is not None and not last.finished:
-            ending = Event(
-                0, Kind.FINISHED, controller.order_time(), by, Cause.PERSON, "the next rollout begins"
-            )
+            ending = Event(0, Kind.FINISHED, now, by, Cause.PERSON, "the next rollout begins")
             controller.record(last.id, ending)
         number = len(controller.service.rollouts) + 1
         rollout_id = f"{controller.name}-{number}-{self.token()}"
@@ -339,6 +357,7 @@ class Commands:
         if target is None:
             known = ", ".join(sorted(controller.service.known))
             raise InvalidError(f"version {label} was never here; known: {known}")
+        self._still_kept(target)
         if controller.service.running is not None:
             await self.rollback(by, reason or f"to go to version {label}", None)
         async with self._starting:
@@ -356,12 +375,20 @@ class Commands:
         message = f"version {label} answers all callers, {stays}"
         return Changed(changed=True, message=message, rollout=controller.last)
 
+    def _still_kept(self, version: Version) -> None:
+        if not self._controller.store.path(version.digest).is_file():
+            raise InvalidError(
+                f"the model of version {version.version} is not kept any more (those of the {KEPT_LIVE} last live versions are); start a "
+                "rollout of its file: deployctl canary ramp FILE"
+            )
+
     async def _go_to(self, target: Version, strategy: str, by: str, reason: str) -> None:
         """All callers to this version, loaded and checked first: a rollout of one step, by a person's word alone."""
         controller = self._controller
         assert controller.service is not None
         live = controller.service.live
         assert live is not None
+        self._still_kept(target)
         controller.trying = (target,)
         try:
             await self._check_candidate(live, target)
@@ -372,6 +399,7 @@ class Commands:
             controller.record(rollout.id, event)
         finally:
             controller.trying = ()
+            self._remove_models()
 
     async def promote(self, by: str, reason: str, *, full: bool) -> Changed:
         """Pass what waits for a person; with `full` skip all that is left, recorded as without evidence."""
