@@ -37,8 +37,8 @@ HOPELESS = 3
 SETTLED_SECONDS = 30.0
 """A child that ran for so long (a worker: was ready for so long) starts at the front of BACK_OFF again."""
 
-LOADED_BEFORE = 1.0
-"""Seconds before a worker that was ready once, and cannot load its model now, is started again at the earliest."""
+NOT_AT_ONCE = 1.0
+"""Seconds at least before a worker is started again that could not load its model, or could not be started."""
 
 
 def open_data_socket(host: str, port: int) -> socket.socket:
@@ -257,31 +257,29 @@ class Supervisor:
                 await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
 
     async def _keep_worker(self, worker: WorkerChild) -> None:
-        """As `_keep`, with a report pipe; a worker that could never load its model is not started again."""
+        """As `_keep`, with a report pipe. Whoever is wanted is started again, also after it could not load its model: its bytes or the
+        memory may come back, and a candidate of whom that is known is not wanted any more.
+        """
         if leaving := self._leaving.pop(worker.settings["id"], None):
             await asyncio.wait([leaving])  # the one before it has the same socket
-        was_ready = False
         while not worker.stopping and not self._ended.is_set():
             worker.state, worker.report = "starting", {}
             reading, writing = os.pipe()
-            if await _start_worker(worker, writing):
+            if started := await _start_worker(worker, writing):
                 self._tell()
                 await self._read_report(worker, reading)
-                was_ready = was_ready or worker.state == "ready"
                 await self._until_it_ends(worker)
+                worker.in_a_row += 1
+                worker.restarts += 1
             else:
                 os.close(reading)
-            failed = worker.state == "failed"
-            if failed and not was_ready:
-                self._tell()
-                return
-            worker.in_a_row += 1
-            worker.restarts += 1
-            worker.state = "failed" if failed else "starting"
+            if worker.state != "failed":
+                worker.state = "starting"
             self._tell()
             if not worker.stopping and not self._ended.is_set():
-                back_off = BACK_OFF[min(worker.in_a_row - 1, len(BACK_OFF) - 1)]
-                await asyncio.sleep(max(back_off, LOADED_BEFORE) if failed else back_off)
+                back_off = BACK_OFF[min(max(worker.in_a_row, 1), len(BACK_OFF)) - 1]
+                hopeful = started and worker.state != "failed"
+                await asyncio.sleep(back_off if hopeful else max(back_off, NOT_AT_ONCE))
 
     async def _until_it_ends(self, worker: WorkerChild) -> None:
         process = worker.process

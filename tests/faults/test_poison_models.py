@@ -139,6 +139,20 @@ def test_a_candidate_whose_worker_ends_again_and_again_is_rolled_back_without_an
     _version_1_serves(box)
 
 
+def test_a_live_version_whose_model_is_damaged_on_disk_comes_back_with_its_bytes(box):
+    (record,) = [record for record in box.records() if record["type"] == "served"]
+    file = box.home.models / f"{record['version']['digest'].replace(':', '-')}.onnx"
+    good = file.read_bytes()
+    file.chmod(0o600)
+    file.write_bytes(good[:-1])
+    box.kill(box.status()["pids"]["workers"]["1"])
+    wait_for(lambda: "the bytes have digest" in (box.status()["trouble"] or ""), what="a word about it")
+    file.write_bytes(good)
+    with box.traffic(RATE) as traffic:
+        wait_for(lambda: traffic.statuses[200] > RATE, what="answers again")
+    assert box.status()["trouble"] is None
+
+
 def test_a_live_version_whose_worker_ends_again_and_again_is_started_for_ever_and_status_says_so(box):
     with _killing(box, "1"):
         trouble = wait_for(lambda: box.status()["trouble"], what="a word about it")
