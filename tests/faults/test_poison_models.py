@@ -164,7 +164,11 @@ def test_a_live_version_whose_worker_ends_again_and_again_is_started_for_ever_an
 
 
 def test_an_input_on_which_the_live_version_hangs_blocks_nobody_for_long(tmp_path):
-    box = Box(tmp_path)
+    _blocks_nobody_for_long(tmp_path, Box)
+
+
+def _blocks_nobody_for_long(folder, kind):
+    box = kind(folder)
     box.model_file("hangs").write_bytes(faulty_models.hanging_on_negative_rows())
     try:
         box.up(box.manifest(None, ("1", "hangs")))
@@ -173,10 +177,76 @@ def test_an_input_on_which_the_live_version_hangs_blocks_nobody_for_long(tmp_pat
             poisoned.wait_for_answers(3)
         assert set(poisoned.statuses) == {504}
         with box.traffic(RATE) as traffic:
-            traffic.wait_for_answers(RATE, of="1")
+            wait_for(lambda: traffic.statuses[200] > RATE, within=10, what="answers to others")
         assert box.status()["pids"]["workers"]["1"] == worker
     finally:
         box.close()
+
+
+def _is_rolled_back(folder, kind, poison):
+    box = kind(folder)
+    box.model_file("poison").write_bytes(poison)
+    try:
+        box.up()
+        with box.traffic(RATE):
+            assert box.ramp(box.manifest("poison", metrics=("error-rate",))).code == 3
+    finally:
+        box.close()
+
+
+def _is_rolled_back_without_traffic(folder, kind):
+    box = kind(folder)
+    try:
+        ramping = box.up().begin("canary", "ramp", box.manifest(canary={"stepTimeout": "20s"}))
+        with _killing(box, "2"):
+            ramping.communicate(timeout=60)
+        assert ramping.returncode == 3
+    finally:
+        box.close()
+
+
+TWINS = {
+    "no watch": (
+        "from deployctl.serving.watch import Watch; over = Watch.over; Watch.over = lambda self, _: over(self, float('inf'))",
+        _blocks_nobody_for_long,
+    ),
+    "no memory limit": (
+        "from deployctl.serving import memory; memory.limit_memory = lambda _: 'none'",
+        lambda folder, kind: _is_rolled_back(folder, kind, faulty_models.out_of_memory_on_rows(1)),
+    ),
+    "any shape": (
+        "from deployctl.serving.model import Model; Model._check_answer = lambda *_: None",
+        lambda folder, kind: _is_rolled_back(folder, kind, faulty_models.other_shape_on_rows()),
+    ),
+    "no crash loop": (
+        "from deployctl.controller import workers; workers.CRASH_LOOP = 10**9",
+        _is_rolled_back_without_traffic,
+    ),
+}
+"""What is taken out of every process of a service, and the check that must fail then."""
+
+
+@pytest.mark.parametrize("twin", [None, *TWINS])
+def test_each_guard_is_missed_where_it_is_taken_out(tmp_path, twin, long, tally):
+    if not long:
+        pytest.skip("in the long version: make faults")
+    checks = TWINS.values() if twin is None else [TWINS[twin]]
+    sabotage = tmp_path / "sabotage"
+    sabotage.mkdir()
+    (sabotage / "sitecustomize.py").write_text("" if twin is None else TWINS[twin][0])
+
+    class Twin(LimitedBox):
+        @property
+        def environment(self):
+            return super().environment | {"PYTHONPATH": str(sabotage)}
+
+    for number, (_, check) in enumerate(checks):
+        if twin is None:
+            check(tmp_path / str(number), Twin)
+        else:
+            with pytest.raises(AssertionError):
+                check(tmp_path / str(number), Twin)
+            tally.count("guard of a worker taken out", 1, words=f"{twin}: caught")
 
 
 def _harm(lines, traffic, version):
