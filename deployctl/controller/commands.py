@@ -101,7 +101,6 @@ class Commands:
             assert controller.service is not None
             assert controller.service.live is not None
             await self._loaded(self._still_stored(controller.service.live), "live version")
-            self._remove_models()
 
     def _still_stored(self, live: Version) -> Version:
         if live == HUMAN:
