@@ -8,6 +8,7 @@ again and again ends the process when it does not.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -55,6 +56,12 @@ class Watch:
         return self._options
 
     def _look(self) -> None:
+        try:
+            self._look_again_and_again()
+        except MemoryError:
+            os.abort()  # nobody may go on unwatched; the supervisor starts another
+
+    def _look_again_and_again(self) -> None:
         idle = 0
         stopped = math.inf
         while True:

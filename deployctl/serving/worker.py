@@ -243,6 +243,14 @@ class Link(asyncio.Protocol):
 
     def work(self, until: float) -> bool:
         """Answer what waits, until the time is over or the other side reads too slowly. True: more can be done now."""
+        try:
+            return self._work(until)
+        except (FrameError, MemoryError):
+            # No frame, or no room for one: the router takes what was on this connection for lost, and makes another.
+            self._transport.abort()
+            return False
+
+    def _work(self, until: float) -> bool:
         frames = self._frames
         answers: list[bytes] = []
         size = 0
@@ -252,11 +260,7 @@ class Link(asyncio.Protocol):
                 break
             frame = frames.popleft()
             self._backlog -= len(frame)
-            try:
-                request = decode_request(frame)
-            except FrameError:
-                self._transport.abort()
-                return False
+            request = decode_request(frame)
             # Past its deadline the router has answered 504: nobody reads what would be said here.
             if request.deadline < now:
                 continue

@@ -1,5 +1,6 @@
 """A model that hangs, eats memory, ends its process or answers what no answer can be: the worker answers the next request, or ends."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -111,6 +112,17 @@ def test_an_allocation_over_the_limit_fails_its_request_alone(start, tmp_path, g
     assert refused.status == 500
     assert "spec.service.limits.workerMemory, which is 512MiB" in json.loads(refused.body)["error"]
     assert answered.status == 200
+
+
+def test_a_body_for_which_there_is_no_room_costs_its_connection_and_nobody_else(start, tmp_path):
+    bench = start(None, settings=limited(tmp_path, faulty_models.sound(), 256))
+    large, other = bench.connect(), bench.connect()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        large.send(b"x" * (60 << 20))
+        assert [answer.status for answer in large.receive(1)] in ([], [500])
+    other.send(ROW)
+    assert [answer.status for answer in other.receive(1)] == [200]
+    assert bench.process.poll() is None
 
 
 def test_a_model_that_does_not_fit_into_the_limit_is_refused_in_a_line_that_names_it(start, tmp_path):
