@@ -40,8 +40,8 @@ IN_CI = {"canary": {"hanging", "slow", "crashing"}, "shadow": {"out-of-memory"}}
 """The short version: those with a mechanism of their own."""
 
 
-SERVICE = {"timeout": "1s", "limits": {"workerMemory": "320MiB"}}
-"""A second, so that a busy machine alone makes no caller of the baseline fail."""
+SERVICE = {"timeout": "2s", "limits": {"workerMemory": "320MiB"}}
+"""Two seconds, so that a busy machine alone makes no caller of the baseline fail."""
 
 
 class LimitedBox(Box):
@@ -135,7 +135,7 @@ def test_a_candidate_that_does_not_fit_into_its_memory_is_refused_in_a_line_that
 def test_a_candidate_whose_worker_ends_again_and_again_is_rolled_back_without_any_traffic(box):
     ramping = box.begin("canary", "ramp", box.manifest("2", canary=CANARY))
     with _killing(box, "2"):
-        ramping.communicate(timeout=60)
+        ramping.communicate(timeout=110)
     assert ramping.returncode == 3
     assert box.status()["reason"] == (
         "the candidate cannot be kept loaded: its worker ended 5 times in a row, the last time by SIGKILL (out of memory?)"
@@ -204,7 +204,7 @@ def _is_rolled_back_without_traffic(folder, kind):
     try:
         ramping = box.up().begin("canary", "ramp", box.manifest(canary={"stepTimeout": "20s"}))
         with _killing(box, "2"):
-            ramping.communicate(timeout=60)
+            ramping.communicate(timeout=110)
         assert ramping.returncode == 3
     finally:
         box.close()
