@@ -15,7 +15,6 @@ import msgspec
 from deployctl.core.metrics import METRICS
 from deployctl.core.outcome import CLIENT_LEFT, Columns, Source
 from deployctl.core.rollout import UNLOADABLE, Cause, Event, Kind, Rollout
-from deployctl.core.verdict import Result
 from deployctl.outcome_log import Answer, Boundary, Happened, Header, Line, Order, encode_header, encode_lines
 from deployctl.prediction_log import records_of, rollout_of
 from deployctl.records import Arrivals, Rows, entries_of, size_of
@@ -68,22 +67,29 @@ def _header(service: str, rollout: Rollout, events: list[Event], until: float) -
             for event in events
             if event.kind is Kind.CLIMBED and event.step is not None
         ],
-        decisions=[order for event in events if (order := _order(event)) is not None],
+        decisions=list(_orders(events)),
         events=[Happened(event.seq, event.kind.value, event.step, event.at) for event in events],
         instants=sorted({event.at for event in events}),
         until=max(until, rollout.at),
     )
 
 
-def _order(event: Event) -> Order | None:
-    if event.kind is Kind.STARTED:
-        return None
-    if event.cause is Cause.PERSON:
-        return Order(event.at, event.kind.value, event.by, event.reason, event.step)
-    failed = event.verdict is not None and event.verdict.result is Result.FAIL
-    if event.reason.startswith(UNLOADABLE) and not failed:
-        return Order(event.at, "unloadable", event.by, event.reason.removeprefix(UNLOADABLE))
-    return None
+def _orders(events: list[Event]) -> Iterator[Order]:
+    """What no outcome shows: orders of people, and candidates that could not be kept loaded."""
+    judged = {event.version for event in events if event.kind is Kind.JUDGED}
+    for event in events:
+        if event.kind is Kind.STARTED:
+            continue
+        if event.cause is Cause.PERSON:
+            yield Order(event.at, event.kind.value, event.by, event.reason, event.step)
+            continue
+        said = [(event.version, event.reason)]
+        if event.verdict is not None:  # the last of several ends the rollout, which has a sentence of its own
+            said += [(one.version, one.reason) for one in event.verdict.candidates]
+        for version, reason in said:
+            if reason.startswith(UNLOADABLE) and (event.kind is Kind.JUDGED or version not in judged):
+                words = reason.removeprefix(UNLOADABLE)
+                yield Order(event.at, "unloadable", event.by, words, version=version)
 
 
 def _labels_and_end(

@@ -91,13 +91,16 @@ class Boundary(msgspec.Struct):
 
 
 class Order(msgspec.Struct):
-    """What the evidence did not lead to: an order of a person, or a candidate that could not be loaded any more (`kind` unloadable)."""
+    """What the evidence did not lead to: an order of a person, or a candidate that could not be kept loaded (`kind` unloadable; `version`
+    says which of several).
+    """
 
     at: float
     kind: str
     by: str
     reason: str
     step: int | None = None
+    version: str | None = None
 
 
 class Header(msgspec.Struct):

@@ -30,6 +30,7 @@ from deployctl.core.rollout import (
     Kind,
     Learned,
     Rollout,
+    Unloadable,
     apply,
     next_due,
     split_for,
@@ -208,7 +209,7 @@ class Replay:
             if isinstance(one, float):
                 learned = self._learned()
             elif one.kind == "unloadable":
-                unloadable = one.reason
+                unloadable = Unloadable(one.version or self.plan.candidate.version, one.reason)
             else:
                 self._obey(one)
         self._course.settle(at, learned, unloadable)

@@ -35,7 +35,10 @@ HOPELESS = 3
 """Starts in a row after which a controller that has never served is given up."""
 
 SETTLED_SECONDS = 30.0
-"""A child that ran for so long starts at the front of BACK_OFF again."""
+"""A child that ran for so long (a worker: was ready for so long) starts at the front of BACK_OFF again."""
+
+NOT_AT_ONCE = 1.0
+"""Seconds at least before a worker is started again that could not load its model, or could not be started."""
 
 
 def open_data_socket(host: str, port: int) -> socket.socket:
@@ -91,11 +94,15 @@ class Child:
 
 @dataclass(slots=True)
 class WorkerChild(Child):
-    """A worker and what it reported of itself."""
+    """A worker and what it reported of itself. `in_a_row` are its ends since it last was settled, `last_end` the exit code of the
+    last one (negative: a signal).
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     state: str = "starting"
     report: Mapping[str, Any] = field(default_factory=dict)
+    in_a_row: int = 0
+    last_end: int = 0
 
     def described(self) -> dict[str, Any]:
         """The worker as the controller is told of it."""
@@ -106,6 +113,8 @@ class WorkerChild(Child):
             "state": self.state,
             "restarts": self.restarts,
             "report": self.report,
+            "in_a_row": self.in_a_row,
+            "last_end": self.last_end,
         }
 
 
@@ -249,31 +258,41 @@ class Supervisor:
                 await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
 
     async def _keep_worker(self, worker: WorkerChild) -> None:
-        """As `_keep`, with a report pipe; a worker that says it cannot load is not started again."""
+        """As `_keep`, with a report pipe. Whoever is wanted is started again, also after it could not load its model: its bytes or the
+        memory may come back, and a candidate of whom that is known is not wanted any more.
+        """
         if leaving := self._leaving.pop(worker.settings["id"], None):
             await asyncio.wait([leaving])  # the one before it has the same socket
-        loop = asyncio.get_running_loop()
-        in_a_row = 0
         while not worker.stopping and not self._ended.is_set():
-            began = loop.time()
             worker.state, worker.report = "starting", {}
             reading, writing = os.pipe()
-            if await _start_worker(worker, writing):
+            if started := await _start_worker(worker, writing):
                 self._tell()
                 await self._read_report(worker, reading)
-                assert worker.process is not None
-                await worker.process.wait()
+                await self._until_it_ends(worker)
+                worker.in_a_row += 1
+                worker.restarts += 1
             else:
                 os.close(reading)
-            if worker.state == "failed":
-                self._tell()
-                return
-            in_a_row = 0 if loop.time() - began > SETTLED_SECONDS else in_a_row + 1
-            worker.restarts += 1
-            worker.state = "starting"
+            if worker.state != "failed":
+                worker.state = "starting"
             self._tell()
             if not worker.stopping and not self._ended.is_set():
-                await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
+                back_off = BACK_OFF[min(max(worker.in_a_row, 1), len(BACK_OFF)) - 1]
+                hopeful = started and worker.state != "failed"
+                await asyncio.sleep(back_off if hopeful else max(back_off, NOT_AT_ONCE))
+
+    async def _until_it_ends(self, worker: WorkerChild) -> None:
+        process = worker.process
+        assert process is not None
+        try:
+            # Not from its start: a model that takes longer than this to load would be settled before it answers anything.
+            await asyncio.wait_for(process.wait(), SETTLED_SECONDS if worker.state == "ready" else None)
+        except TimeoutError:
+            worker.in_a_row = 0
+            self._tell()
+            await process.wait()
+        worker.last_end = process.returncode or 0
 
     async def _read_report(self, worker: WorkerChild, reading: int) -> None:
         reader = asyncio.StreamReader(limit=LONGEST_LINE)

@@ -136,6 +136,7 @@ class FakeVersions:
         self.wanted: list[str] = []
         self.slow: set[str] = set()
         self.broken: dict[str, str] = {}
+        self.crashing: dict[str, str] = {}
 
     def want(self, settings: list[dict[str, Any]]) -> None:
         self.wanted = sorted({one["version"] for one in settings})
@@ -146,7 +147,9 @@ class FakeVersions:
             if one["version"] not in self.slow | self.broken.keys():
                 tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}]
                 self.proven[one["id"]] = {"digest": one["digest"], "inputs": tensors, "outputs": tensors}
-            self.workers[one["id"]] = Worker(one["id"], one["digest"], 1, "ready")
+            refused = self.broken.get(one["version"])
+            state, report = ("failed", {"failed": refused}) if refused else ("ready", {})
+            self.workers[one["id"]] = Worker(one["id"], one["digest"], 1, state, report=report)
         self._labels = {one["id"]: one["version"] for one in settings}
 
     def runs(self, identity: str) -> bool:
@@ -154,6 +157,9 @@ class FakeVersions:
 
     def failure(self, identity: str) -> str | None:
         return self.broken.get(self._labels.get(identity, "")) if self.wanted else None
+
+    def crash_loop(self, identity: str) -> str | None:
+        return self.crashing.get(self._labels.get(identity, "")) if self.wanted else None
 
     def forget(self, identity: str) -> None:
         self.workers.pop(identity, None)

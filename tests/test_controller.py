@@ -14,8 +14,9 @@ from msgspec.structs import replace as replaced
 
 from deployctl.core.plan import Phase
 from deployctl.core.rollout import HALF_AN_ORDER, Cause, Event, IllegalEventError, Kind
+from deployctl.core.service import KEPT_LIVE
 from deployctl.core.verdict import Result, Verdict
-from deployctl.errors import ConflictError, IntegrityError, UnavailableError
+from deployctl.errors import ConflictError, IntegrityError, InvalidError, UnavailableError
 from deployctl.journal import Journal
 from deployctl.journal import read as read_journal
 from deployctl.records import Began, Clock, Gone, Intake, Records
@@ -621,6 +622,32 @@ def test_a_candidate_that_is_live_already_starts_nothing(service):
 def test_a_baseline_that_is_not_live_is_a_conflict(service):
     with pytest.raises(ConflictError, match="version 1"):
         _start(service, service._manifest("9", "2", CANARY))
+
+
+def test_models_that_nobody_can_ask_for_are_removed_and_going_back_to_one_is_refused(service):
+    for version in ("2", "3", "4", "5", "6", "7"):
+        service.ramp(version)
+        service.promote("by hand", full=True)
+    store = service.controller.store
+    stored = {entry.name for entry in store.root.iterdir()}
+    assert stored > {store.path(digest).name for digest in service.controller.service.kept}
+    assert len(stored) == KEPT_LIVE + 1, "the oldest goes when the next rollout begins"
+    before = len(service.events)
+    with pytest.raises(
+        InvalidError, match=r"the model of version 1 is not kept any more .* canary ramp FILE"
+    ):
+        service.rollback(to="1")
+    assert len(service.events) == before
+    assert "version 3 answers all callers" in service.rollback(to="3")
+    assert service.controller.service.live.version == "3"
+
+
+def test_a_candidate_that_is_refused_leaves_no_model_behind(service):
+    before = {entry.name for entry in service.controller.store.root.iterdir()}
+    service.workers.broken["2"] = "no model"
+    with pytest.raises(InvalidError, match="candidate 2: no model"):
+        service.ramp("2")
+    assert {entry.name for entry in service.controller.store.root.iterdir()} == before
 
 
 def test_the_next_rollout_ends_the_warmth_of_the_one_before(service):

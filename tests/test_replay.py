@@ -10,7 +10,7 @@ import pytest
 from fakes import Behaviour, FakeService
 
 from deployctl.core.plan import Gate, MetricRule, Phase, Plan, Step, Version
-from deployctl.core.rollout import Kind
+from deployctl.core.rollout import UNLOADABLE, Cause, Kind
 from deployctl.core.verdict import Result
 from deployctl.errors import InvalidError
 from deployctl.export import export
@@ -55,6 +55,11 @@ def same(service: FakeService, folder: Path) -> Replay:
     assert list(run._weighing.judge.harm) == list(judge.harm)
     assert (run._weighing.judge.totals_n == judge.totals_n).all()
     return run
+
+
+def same_events(service: FakeService, folder: Path) -> None:
+    """Where there is no judge to compare, or one for each of several."""
+    assert told([event for event, _ in replayed(service, folder).events]) == told(service.events)
 
 
 def begin(folder: Path, versions=None, canary=None, **callers) -> FakeService:
@@ -147,13 +152,68 @@ def test_a_full_promotion_and_a_rollback_by_hand_are_replayed(tmp_path):
         assert run.end.phase is Phase.PROMOTED
 
 
-def test_a_candidate_that_cannot_be_loaded_any_more_ends_the_replay_too(tmp_path):
-    with begin(tmp_path, canary={"minDwell": "20s"}) as service:
+CRASH_LOOP = "its worker ended 5 times in a row, the last time by SIGSEGV"
+
+
+@pytest.mark.parametrize("per_second", [400.0, 0.0])
+@pytest.mark.parametrize("what", ["broken", "crashing"])
+def test_a_candidate_that_cannot_be_kept_loaded_ends_the_replay_too(what, per_second, tmp_path):
+    with begin(tmp_path, canary={"minDwell": "20s"}, per_second=per_second) as service:
         service.watch(3)
-        service.workers.broken["2"] = "out of memory"
+        getattr(service.workers, what)["2"] = CRASH_LOOP
         service.watch(1)
         assert service.rollout.phase is Phase.ROLLED_BACK
+        end = service.events[-1]
+        assert (end.cause, end.reason) == (Cause.EVIDENCE, UNLOADABLE + CRASH_LOOP)
+        assert end.verdict.result is Result.FAIL
+        if per_second:
+            same(service, tmp_path)
+        else:  # nothing was learnt, so there is no evidence to compare
+            same_events(service, tmp_path)
+
+
+def test_a_promoted_version_that_cannot_be_kept_loaded_goes_back_while_the_one_before_is_warm(tmp_path):
+    with begin(tmp_path, canary={"keepWarm": "60s"}) as service:
+        service.watch_until_over()
+        assert service.rollout.phase is Phase.PROMOTED
+        service.workers.crashing["2"] = CRASH_LOOP
+        service.watch(1)
+        assert (service.rollout.phase, service.weight) == (Phase.ROLLED_BACK, 0)
+        assert service.controller.service.live.version == "1"
         same(service, tmp_path)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_one_of_several_shadows_that_cannot_be_kept_loaded_fails_alone(restarts, tmp_path):
+    with FakeService(tmp_path, dict(GOOD), labelled=0.5) as service:
+        service.up()
+        service.watch(1)
+        service.shadow("2", "3", shadow={"minLabels": 400})
+        service.watch(2)
+        service.workers.crashing["3"] = CRASH_LOOP
+        service.watch(1)
+        if restarts:
+            service.restart()
+        assert [(one.version, one.result) for one in service.rollout.judged] == [("3", Result.FAIL)]
+        assert service.rollout.phase is Phase.PROGRESSING
+        service.watch_until_over()
+        assert service.kinds[-2:] == ["judged", "retired"]
+        said = {one.version: one.result for one in service.events[-1].verdict.candidates}
+        assert said == {"2": Result.PASS, "3": Result.FAIL}
+        same_events(service, tmp_path)
+
+
+def test_the_last_of_several_shadows_that_cannot_be_kept_loaded_ends_them_all_with_fail(tmp_path):
+    with FakeService(tmp_path, dict(GOOD), labelled=0.5) as service:
+        service.up()
+        service.watch(1)
+        service.shadow("2", "3", shadow={"minLabels": 4000})
+        service.watch(2)
+        service.workers.crashing |= {"2": CRASH_LOOP, "3": CRASH_LOOP}
+        service.watch(1)
+        assert service.kinds[-2:] == ["judged", "retired"]
+        assert service.events[-1].verdict.result is Result.FAIL
+        same_events(service, tmp_path)
 
 
 HELD_BACK = {"holdback": {"weight": 20, "duration": "6s"}, "keepWarm": "8s"}

@@ -202,3 +202,37 @@ def test_a_killed_copy_never_has_the_name_of_a_whole_one(store: Store, source: P
             assert store.holds(entry.stem.replace("-", ":"))
         store.remove_except([])
         assert names(store) == []
+
+
+REMOVER = """
+import sys
+from pathlib import Path
+from deployctl.store import Store
+print(flush=True)
+Store(Path(sys.argv[1])).remove_except(sys.argv[2:])
+"""
+
+
+def test_a_killed_removal_has_removed_nothing_that_is_kept_and_the_next_one_ends_it(
+    store: Store, source: Path
+) -> None:
+    store.add(source)
+    for _ in range(20):
+        for number in range(1000):
+            (store.root / f"sha256-{number:064}.onnx").touch()
+        before = store.root.stat().st_mtime_ns
+        with subprocess.Popen(
+            [sys.executable, "-c", REMOVER, str(store.root), DIGEST], stdout=subprocess.PIPE
+        ) as remover:
+            assert remover.stdout is not None
+            remover.stdout.readline()
+            while store.root.stat().st_mtime_ns == before:
+                assert remover.poll() is None
+            remover.kill()
+        left = names(store)
+        assert store.holds(DIGEST)
+        store.remove_except([DIGEST])
+        assert names(store) == [store.path(DIGEST).name]
+        if len(left) > 1:
+            return
+    pytest.fail("it was never killed in the middle")

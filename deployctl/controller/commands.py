@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from deployctl.controller.workers import SupervisorLink
 from deployctl.core.metrics import METRICS
 from deployctl.core.plan import HUMAN, Phase, Plan, Version
 from deployctl.core.rollout import HALF_AN_ORDER, Cause, Event, Kind, Rollout, pass_step
+from deployctl.core.service import KEPT_LIVE
 from deployctl.errors import (
     ConflictError,
     IntegrityError,
@@ -166,36 +168,52 @@ class Commands:
         if manifest.candidate is None or manifest.strategy is None:
             raise InvalidError(f"{path}: no candidate and strategy in it: nothing to roll out")
         async with self._starting:
-            self._same_service(manifest)
-            baseline = self._baseline(manifest)
-            candidates = [self._stored(model) for model in manifest.candidates]
-            desired = plan(manifest, baseline, *candidates)
-            settled = self._settled(desired)
-            if settled is not None:
-                return settled
-            undo = [
-                self._controller.remember_prediction(version, _prediction(manifest))
-                for version in (baseline, *candidates)
-                if version != HUMAN
-            ]
-            self._controller.trying = tuple(candidates)
-            self._beginning = Beginning(desired)
             try:
-                for candidate in candidates:
-                    await self._check_candidate(baseline, candidate, self._refuse_what_may_not_begin)
-                self._refuse_what_may_not_begin()
-                rollout = self._begin(desired, by, "", text, _prediction(manifest), label_files(manifest))
-            except BaseException:
-                for take_back in undo:
-                    take_back()
-                raise
+                return await self._start(manifest, text, by)
             finally:
-                self._controller.trying, self._beginning = (), None
-                self._controller.wake()
+                self._remove_models()
+
+    async def _start(self, manifest: Manifest, text: str, by: str) -> dict[str, Any]:
+        self._same_service(manifest)
+        baseline = self._baseline(manifest)
+        candidates = [self._stored(model) for model in manifest.candidates]
+        desired = plan(manifest, baseline, *candidates)
+        settled = self._settled(desired)
+        if settled is not None:
+            return settled
+        undo = [
+            self._controller.remember_prediction(version, _prediction(manifest))
+            for version in (baseline, *candidates)
+            if version != HUMAN
+        ]
+        self._controller.trying = tuple(candidates)
+        self._beginning = Beginning(desired)
+        try:
+            for candidate in candidates:
+                await self._check_candidate(baseline, candidate, self._refuse_what_may_not_begin)
+            self._refuse_what_may_not_begin()
+            rollout = self._begin(desired, by, "", text, _prediction(manifest), label_files(manifest))
+        except BaseException:
+            for take_back in undo:
+                take_back()
+            raise
+        finally:
+            self._controller.trying, self._beginning = (), None
+            self._controller.wake()
         tried = " and ".join(f"version {candidate.version}" for candidate in candidates)
         against = "people" if baseline == HUMAN else f"version {baseline.version}"
         message = f"rollout {rollout.id} of {tried} against {against} began"
         return {"rollout": rollout.id, "state": "started", "message": message}
+
+    def _remove_models(self) -> None:
+        """Remove the models that nobody can ask for any more; with the lock that starts rollouts, so none is on its way in."""
+        controller = self._controller
+        if controller.service is None:
+            return
+        try:
+            controller.store.remove_except(controller.service.kept)
+        except UnavailableError as error:  # tried again at the next start; until then they only take room
+            sys.stderr.write(f"deployctl: {error}\n")
 
     def _settled(self, desired: Plan) -> dict[str, Any] | None:
         """The answer when there is nothing to start. Raises ConflictError when something else is in the way."""
@@ -287,6 +305,12 @@ class Commands:
                 reason = str(worker.report.get("failed", "it ended before it was ready"))
                 self._supervisor.forget(identity)
                 raise error_for(int(worker.report.get("exit_code", 2)), f"{role} {version.version}: {reason}")
+            if (
+                worker is not None
+                and (words := worker.crash_loop) is not None
+                and identity not in self._supervisor.proven
+            ):
+                raise InvalidError(f"{role} {version.version} cannot be loaded: {words}")
             if (report := self._supervisor.proven.get(identity)) is not None:
                 if report.get("nonfinite"):
                     names = ", ".join(report["nonfinite"])
@@ -371,6 +395,7 @@ class Commands:
         if target is None:
             known = ", ".join(sorted(controller.service.known))
             raise InvalidError(f"version {label} was never here; known: {known}")
+        self._still_kept(target)
         self._call_off(by)
         async with self._starting:  # nothing begins meanwhile
             ended = None
@@ -392,6 +417,13 @@ class Commands:
         self._beginning.called_off_by = by
         return self._beginning.desired.candidate
 
+    def _still_kept(self, version: Version) -> None:
+        if not self._controller.store.path(version.digest).is_file():
+            raise InvalidError(
+                f"the model of version {version.version} is not kept any more (those of the {KEPT_LIVE} last live versions are); start a "
+                "rollout of its file: deployctl canary ramp FILE"
+            )
+
     async def _go_to(self, target: Version, strategy: str, by: str, reason: str) -> Version | None:
         """All callers to this version, loaded and checked first: a rollout of one step, by a person's word alone.
 
@@ -402,6 +434,7 @@ class Commands:
         assert controller.service.live is not None
         if controller.service.live.digest == target.digest:
             return None
+        self._still_kept(target)
         controller.trying = (target,)
         try:
             await self._check_candidate(controller.service.live, target)
@@ -416,6 +449,7 @@ class Commands:
             controller.record(rollout.id, event)
         finally:
             controller.trying = ()
+            self._remove_models()
         return live
 
     async def promote(self, by: str, reason: str, *, full: bool) -> Changed:

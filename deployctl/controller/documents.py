@@ -71,7 +71,7 @@ def _trouble(controller: Controller) -> str | None:
     """What is in the way of doing what the journal says, in a line."""
     if controller.trouble is None and controller.awaited is not None:
         return f"version {controller.awaited.version} is not ready: traffic stays as it is until then"
-    return controller.trouble or (RECORDS_FULL if controller.records_full else None)
+    return controller.trouble or controller.unwell or (RECORDS_FULL if controller.records_full else None)
 
 
 def event_document(event: Event, rollout: Rollout) -> dict[str, Any]:

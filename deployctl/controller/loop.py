@@ -22,8 +22,17 @@ from deployctl.controller.observation import Baseline, Observation
 from deployctl.controller.workers import worker_id
 from deployctl.core.course import UNSEEN, Course
 from deployctl.core.metrics import METRICS
-from deployctl.core.plan import HUMAN, Plan, Split, Version
-from deployctl.core.rollout import Event, IllegalEventError, Kind, Learned, Rollout, apply, start
+from deployctl.core.plan import HUMAN, Split, Version
+from deployctl.core.rollout import (
+    Event,
+    IllegalEventError,
+    Kind,
+    Learned,
+    Rollout,
+    Unloadable,
+    apply,
+    start,
+)
 from deployctl.core.service import Service, serve, with_event
 from deployctl.core.verdict import Result, Verdict
 from deployctl.errors import IntegrityError, UnavailableError
@@ -83,7 +92,8 @@ class Traffic(Protocol):
 
 class Versions(Protocol):
     """Whoever runs the versions. `proven` are the reports of those that have been ready since they are wanted, by worker id; `failure` is why
-    one cannot be loaded, None for one that can or may yet; `runs` says whether there is such a worker, ready or not.
+    one cannot be loaded, None for one that can or may yet; `crash_loop` says that one ends again and again, None for all others;
+    `runs` says whether there is such a worker, ready or not.
     """
 
     proven: dict[str, Mapping[str, Any]]
@@ -91,6 +101,8 @@ class Versions(Protocol):
     def runs(self, identity: str) -> bool: ...
 
     def failure(self, identity: str) -> str | None: ...
+
+    def crash_loop(self, identity: str) -> str | None: ...
 
     def want(self, settings: list[dict[str, Any]]) -> None: ...
 
@@ -540,14 +552,29 @@ class Controller:
         if course is None or course.rollout.finished:
             return
         learned = self._could_learn(course.rollout)
-        unloadable = self._unloadable(course.rollout.plan)
+        unloadable = self._unloadable(course.rollout)
         if learned is not None or unloadable is not None:
             course.settle(self.clock.instant(self.monotonic()), learned, unloadable)
 
-    def _unloadable(self, plan: Plan) -> str | None:
-        """Why a version that is tried can no longer be loaded, None while all can."""
-        failures = (self.workers.failure(self.settings_id(version)) for version in plan.candidates)
-        return next((failure for failure in failures if failure is not None), None)
+    def _unloadable(self, rollout: Rollout) -> Unloadable | None:
+        """A version that is tried and cannot be kept loaded, None while all can."""
+        judged = {one.version for one in rollout.judged}
+        for version in rollout.plan.candidates:
+            identity = self.settings_id(version)
+            words = self.workers.failure(identity) or self.workers.crash_loop(identity)
+            if words is not None and version.version not in judged:
+                return Unloadable(version.version, words)
+        return None
+
+    @property
+    def unwell(self) -> str | None:
+        """What is wrong with the worker of the live version, which is started again for ever; None while all is well."""
+        live = self.service.live if self.service else None
+        if live is None or live == HUMAN:
+            return None
+        identity = self._serving.get(live.digest) or self.settings_id(live)
+        words = self.workers.failure(identity) or self.workers.crash_loop(identity)
+        return f"version {live.version}: {words}; it is started again and again" if words else None
 
     def _pass_time(self, until: float) -> None:
         if self.course is not None:
@@ -651,6 +678,7 @@ class Controller:
             "file": str(self.store.path(version.digest)),
             "prediction": self._predictions.get(version.digest),
             "idle": self._only_copies(version),
+            "memory": (self.spec.get("limits") or {}).get("workerMemory"),
         }
         identity = worker_id(settings)
         full = {**settings, "id": identity, "socket": str(self.home.worker_sockets / f"{identity}.sock")}

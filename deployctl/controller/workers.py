@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from hashlib import blake2b
 from typing import Any, cast
 
 from deployctl.errors import Exit
+
+CRASH_LOOP = 5
+"""Ends of a worker in a row, none after it had been ready for 30 s, that are no accident any more."""
 
 
 def worker_id(settings: Mapping[str, Any]) -> str:
@@ -23,7 +27,9 @@ def worker_id(settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What the supervisor says of one worker. `report` is the worker's own first line, when it had one."""
+    """What the supervisor says of one worker. `report` is the worker's own first line, when it had one; `in_a_row` are its ends since
+    it last was ready for a while, `last_end` the exit code of the last (negative: a signal).
+    """
 
     id: str
     digest: str
@@ -31,6 +37,17 @@ class Worker:
     state: str
     restarts: int = 0
     report: Mapping[str, Any] = field(default_factory=dict)
+    in_a_row: int = 0
+    last_end: int = 0
+
+    @property
+    def crash_loop(self) -> str | None:
+        """That it ends again and again, in words; None for one that does not."""
+        if self.in_a_row < CRASH_LOOP:
+            return None
+        return (
+            f"its worker ended {self.in_a_row} times in a row, the last time {_end_in_words(self.last_end)}"
+        )
 
     @property
     def ready(self) -> bool:
@@ -79,6 +96,11 @@ class SupervisorLink(asyncio.Protocol):
             return None
         return str(worker.report.get("failed", "it ended before it was ready"))
 
+    def crash_loop(self, identity: str) -> str | None:
+        """That this worker ends again and again, in words; None for one that does not."""
+        worker = self.workers.get(identity)
+        return worker.crash_loop if worker is not None else None
+
     def forget(self, identity: str) -> None:
         """A worker that could not load is asked for anew when it is wanted again."""
         self.workers.pop(identity, None)
@@ -123,3 +145,17 @@ class SupervisorLink(asyncio.Protocol):
     def _send(self, message: dict[str, Any]) -> None:
         assert self._transport is not None
         self._transport.write(json.dumps(message).encode() + b"\n")
+
+
+def _end_in_words(code: int) -> str:
+    if code >= 0:
+        return f"with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"by {name}{_MEANS.get(name, '')}"
+
+
+_MEANS = {
+    "SIGKILL": " (out of memory?)",
+    "SIGABRT": " (out of memory?)",
+    "SIGPROF": " (an inference that did not end)",
+}

@@ -19,7 +19,7 @@ from deployctl.core.metrics import METRICS
 from deployctl.core.outcome import Block, Blocks, Columns, Source
 from deployctl.core.pairs import PairBlock, PairBlocks, Pairs, refusals_as_errors, scored
 from deployctl.core.plan import Plan
-from deployctl.core.rollout import Event, Learned, Rollout, decide, next_due
+from deployctl.core.rollout import Event, Learned, Rollout, Unloadable, decide, next_due
 from deployctl.core.verdict import CandidateVerdict, Result, Verdict
 
 Instants = NDArray[np.float64]
@@ -190,7 +190,7 @@ class Course:
         while (due := next_due(self.rollout, self.settled)) is not None and due <= until:
             self.settle(due)
 
-    def settle(self, at: float, learned: Learned | None = None, unloadable: str | None = None) -> None:
+    def settle(self, at: float, learned: Learned | None = None, unloadable: Unloadable | None = None) -> None:
         """Decide at this instant until nothing more happens. `record` may raise: the instant is then owed."""
         self.owed = at
         while (event := self._proposed(at, learned, unloadable)) is not None:
@@ -198,7 +198,7 @@ class Course:
         self.owed = None
         self.settled = max(self.settled, at)
 
-    def _proposed(self, at: float, learned: Learned | None, unloadable: str | None) -> Event | None:
+    def _proposed(self, at: float, learned: Learned | None, unloadable: Unloadable | None) -> Event | None:
         if self.rollout.finished:
             return None
         judge = self.judge if self.rollout.watched else None

@@ -18,7 +18,7 @@ DEFAULT_STEP_TIMEOUT = 1800.0
 """Seconds a step may go on after its dwell where neither the manifest nor the traffic says otherwise."""
 
 
-UNLOADABLE = "the candidate cannot be loaded any more: "
+UNLOADABLE = "the candidate cannot be kept loaded: "
 """How the reason of such an end begins."""
 
 HALF_AN_ORDER = "the order of a person was not written down in full, so nothing was changed"
@@ -87,6 +87,14 @@ class Event:
     verdict: Verdict | None = None
     wall: str = ""
     version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unloadable:
+    """A candidate that cannot be kept loaded, and why: its model is broken, or its worker ends again and again."""
+
+    version: str
+    words: str
 
 
 Change = Callable[["Rollout", Event], "Rollout"]
@@ -237,28 +245,29 @@ def apply(rollout: Rollout, event: Event) -> Rollout:
 
 
 def decide(
-    rollout: Rollout, verdict: Verdict, learned: Learned | None, now: float, *, unloadable: str | None = None
+    rollout: Rollout,
+    verdict: Verdict,
+    learned: Learned | None,
+    now: float,
+    *,
+    unloadable: Unloadable | None = None,
 ) -> Event | None:
-    """What should happen now, or None. `learned` is what could be frozen of the baseline so far, `unloadable` why the
-    candidate can no longer be loaded.
+    """What should happen now, or None. `learned` is what could be frozen of the baseline so far, `unloadable` a candidate that
+    nobody can be answered by any more.
 
     The automatic actor stops and rolls back on harm at any time; it moves on only with evidence. `seq` and `wall` of the
     event are the writer's to fill in.
     """
+    if unloadable is not None:
+        verdict = _without(rollout, verdict, unloadable)
     if rollout.ended:
         return _decide_after(rollout, verdict, now)
     if not rollout.plan.steps:
         return Event(0, Kind.ROLLED_BACK, now, "controller", Cause.TIME, HALF_AN_ORDER)
     if rollout.plan.others and (event := _judge_one(rollout, verdict, now)) is not None:
         return event
-    if verdict.result is Result.FAIL and not rollout.plan.others:
+    if verdict.result is Result.FAIL:
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
-    if unloadable is not None:
-        broken = replace(verdict, reason=f"{UNLOADABLE}{unloadable}")
-        return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, broken)
-    if not rollout.plan.steps:
-        words = "a person's order was cut short before it was carried out; give it again"
-        return Event(0, Kind.ROLLED_BACK, now, "controller", Cause.TIME, words)
     if rollout.learned is None and learned is not None:
         return Event(0, Kind.LEARNED, now, "controller", Cause.TIME, _learned_words(learned), learned=learned)
     if rollout.phase is Phase.PAUSED:
@@ -268,6 +277,18 @@ def decide(
             return Event(0, Kind.CLIMBED, now, "gate", Cause.TIME, "the candidate is ready", step=0)
         return _inconclusive_if_late(rollout, verdict, now)
     return _decide_step(rollout, verdict, now)
+
+
+def _without(rollout: Rollout, verdict: Verdict, unloadable: Unloadable) -> Verdict:
+    """The verdict where a candidate cannot be kept loaded: a failure of this one, whatever its answers were."""
+    reason = f"{UNLOADABLE}{unloadable.words}"
+    if rollout.plan.others and verdict.candidates:
+        each = tuple(
+            replace(one, result=Result.FAIL, reason=reason) if one.version == unloadable.version else one
+            for one in verdict.candidates
+        )
+        return replace(verdict, candidates=each)
+    return verdict if verdict.result is Result.FAIL else replace(verdict, result=Result.FAIL, reason=reason)
 
 
 def split_for(rollout: Rollout) -> Split:
@@ -417,12 +438,15 @@ def _end(rollout: Rollout, phase: Phase, now: float, cause: Cause, verdict: Verd
 
 
 def _decide_after(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
-    """A promoted rollout is watched while callers are held back, and finished when `keepWarm` is over, too."""
+    """A promoted rollout is watched while callers are held back, and finished when `keepWarm` is over, too.
+
+    Until then the version before is loaded, so one whose worker ends again and again goes back to it.
+    """
     if rollout.phase is not Phase.PROMOTED or rollout.finished:
         return None
+    if verdict.result is Result.FAIL:
+        return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
     if rollout.holding_back:
-        if verdict.result is Result.FAIL:
-            return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
         if now >= held_back_until(rollout):
             words = "no harm was seen while callers were held back"
             return Event(0, Kind.RELEASED, now, "gate", Cause.TIME, words, verdict=verdict)

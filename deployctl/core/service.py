@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from deployctl.core.plan import HUMAN, Phase, Plan, Split, Version
 from deployctl.core.rollout import Event, Rollout, apply, split_for, start, versions_for
 
+KEPT_LIVE = 5
+"""Versions that were live whose models are kept, the last ones: what `rollback --to` can go to, and a bound for the disk."""
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -35,6 +38,17 @@ class Service:
         """The whole desired traffic."""
         last = self.rollout
         return split_for(last) if last is not None else Split(self.base_seq, self.base)
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Digests of the models that somebody may still ask for: of the last rollout, and of the last versions that were live."""
+        last = self.rollout
+        tried = (last.plan.baseline, *last.plan.candidates) if last is not None else ()
+        promoted = [one.plan.candidate for one in self.rollouts if one.phase is Phase.PROMOTED]
+        were_live = dict.fromkeys(reversed([self.base, *promoted]))
+        good = [version for version in were_live if version != HUMAN][:KEPT_LIVE]
+        wanted = (self.live, self.previous, *tried, *good)
+        return frozenset(version.digest for version in wanted if version not in {None, HUMAN})
 
     @property
     def versions(self) -> tuple[Version, ...]:

@@ -13,7 +13,7 @@ from deployctl.errors import InvalidError
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`spec.service`: what callers see; fixed while the service runs. `routing_key` is a lower-case header name."""
+    """`spec.service`: what callers see; fixed while the service runs. `routing_key` is a lower-case header name, `worker_memory` bytes."""
 
     host: str
     port: int
@@ -21,6 +21,7 @@ class Service:
     routing_key: str | None
     timeout: float
     engine: str
+    worker_memory: int | None = None
 
     @property
     def listen(self) -> str:
@@ -137,14 +138,16 @@ def plan(manifest: Manifest, baseline: Version | None, candidate: Version, *othe
 
 
 def service_spec(manifest: Manifest) -> dict[str, Any]:
-    """`spec.service` with its defaults, by YAML key: what a running service is compared with."""
+    """`spec.service` with its defaults, by YAML key: what a running service is compared with. A limit that is not written is not in it."""
     service = manifest.service
+    limits = {} if service.worker_memory is None else {"limits": {"workerMemory": service.worker_memory}}
     return {
         "listen": service.listen,
         "model": service.model,
         "routingKey": None if service.routing_key is None else f"header:{service.routing_key}",
         "timeout": service.timeout,
         "engine": service.engine,
+        **limits,
     }
 
 

@@ -13,6 +13,7 @@ NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 DURATION_PATTERN = rf"^{NUMBER}(ms|s|m|h)$"
 PERCENTAGE_PATTERN = rf"^{NUMBER}%$"
 SIZE_PATTERN = rf"^{NUMBER}(KiB|MiB|GiB|TiB)$"
+LEAST_WORKER_MEMORY = 256 * 2**20
 MAX_SECONDS = 366 * 24 * 3600.0
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -97,6 +98,14 @@ def size(value: object) -> int:
     count = int(float(number) * _BYTES[unit])
     if not 0 < count < _BYTES["TiB"] * 1024:
         raise ValueError(f"{shown(value)} is no size; it is above zero and below 1024TiB")
+    return count
+
+
+def worker_memory(value: object) -> int:
+    """An amount of bytes that a worker can live with: Python and onnxruntime alone take half of the least."""
+    count = size(value)
+    if count < LEAST_WORKER_MEMORY:
+        raise ValueError(f"{shown(value)} is too little for a worker; it takes 256MiB at least")
     return count
 
 

@@ -50,6 +50,7 @@ from deployctl.manifest.quantities import (
     size,
     unknown,
     weight,
+    worker_memory,
 )
 
 ENGINE = "builtin"
@@ -76,6 +77,7 @@ Weight = Annotated[float, PlainValidator(weight), WithJsonSchema(_WEIGHT)]
 Percentage = Annotated[float, PlainValidator(percentage), WithJsonSchema(_PERCENTAGE)]
 Margin = Annotated[float, PlainValidator(margin), WithJsonSchema(_PERCENTAGE)]
 Size = Annotated[int, PlainValidator(size), WithJsonSchema(_SIZE)]
+WorkerMemory = Annotated[int, PlainValidator(worker_memory), WithJsonSchema(_SIZE)]
 Fraction = Annotated[float, PlainValidator(fraction), WithJsonSchema(_FRACTION)]
 
 
@@ -197,6 +199,14 @@ class Metadata(Section):
     """Name of the service, as every other command is told it."""
 
 
+class Limits(Section):
+    """What one version may take of the machine."""
+
+    worker_memory: WorkerMemory | None = None
+    """Memory of one version's worker, 256MiB at least; more fails in it alone. Loading takes up to four times the file. Default: a third
+    of the machine's, 512MiB at least."""
+
+
 class Service(Section):
     """What callers see. Fixed while the service runs."""
 
@@ -212,6 +222,7 @@ class Service(Section):
     """Per request. Past it the answer is 504 and counts as bad."""
     engine: Annotated[str, _known("engine", LATER_ENGINES)] = ENGINE
     """What carries the traffic."""
+    limits: Limits | None = None
 
 
 class Model(Section):

@@ -40,11 +40,13 @@ def _serve(settings: Settings, priority: str, path: Path, report_fd: int) -> int
     # A quarter of a second of processor goes into these imports: an idle worker that restarts must have stepped back before.
     import uvloop  # noqa: PLC0415 - as above
 
+    from deployctl.serving.memory import limit_memory  # noqa: PLC0415 - as above
     from deployctl.serving.model import Model  # noqa: PLC0415 - as above
     from deployctl.serving.prediction import Reader  # noqa: PLC0415 - as above
+    from deployctl.serving.watch import Watch  # noqa: PLC0415 - as above
     from deployctl.serving.worker import Server, Worker, listen  # noqa: PLC0415 - as above
 
-    model = Model(Path(settings.file), settings.digest)
+    model = Model(Path(settings.file), settings.digest, Watch(), memory=limit_memory(settings.memory))
     worker = Worker(settings, model, Reader(settings.prediction, model.outputs, model.warm_up))
     listener = listen(path)
     # What is loaded now stays: the collector need not look at it again.

@@ -7,8 +7,10 @@ request to ModelFailure, the version's fault. Tensors that do not fit the signat
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ import onnxruntime
 
 from deployctl.errors import IntegrityError, InvalidError
 from deployctl.serving.external import external_tensor
+from deployctl.serving.memory import is_out_of_memory
+from deployctl.serving.watch import Watch
 from deployctl.wire.coding import BadRequest
 from deployctl.wire.oip import DATATYPES, DTYPES, PLATFORM, Array, TensorSpec
 
@@ -40,6 +44,10 @@ _DATATYPES = {
     "tensor(string)": "BYTES",
 }
 _FATAL = 4
+_STOPPED = "terminate flag"
+WARM_UP_SECONDS = 30.0
+"""How long the warm-up inference may take where somebody watches it."""
+
 _FAILED_NODE = re.compile(r"while running (\w+) node(?:\. Name:'([^']*)')?")
 
 
@@ -48,16 +56,39 @@ class ModelFailure(Exception):  # noqa: N818  # an event in the model's life, an
 
 
 class Model:
-    """A loaded and warmed model. `inputs` and `outputs` are its signature, `warm_up` what it said to zeros."""
+    """A loaded and warmed model. `inputs` and `outputs` are its signature, `warm_up` what it said to zeros.
 
-    def __init__(self, file: Path, digest: str) -> None:
+    With a `watch` no inference goes on past its deadline. `memory` says which limit it is that an allocation may have met.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        digest: str,
+        watch: Watch | None = None,
+        *,
+        memory: str = "the machine's memory",
+        warm_up_seconds: float = WARM_UP_SECONDS,
+    ) -> None:
         """Raises IntegrityError if the bytes are not those of `digest`, InvalidError if they are no usable model."""
-        content = _read(file, digest)
-        _refuse_external(content, file)
-        self._session, self.inputs, self.outputs = _load(content, file)
-        self._expected = {spec.name: (spec, DTYPES[spec.datatype], spec.shape) for spec in self.inputs}
-        self._names = [spec.name for spec in self.outputs]
-        self.warm_up = self._warm_up(file)
+        self._watch = watch
+        self._memory = memory
+        try:
+            content = _read(file, digest)
+            _refuse_external(content, file)
+            self._session, self.inputs, self.outputs = _load(content, file)
+            self._expected = {spec.name: (spec, DTYPES[spec.datatype], spec.shape) for spec in self.inputs}
+            self._names = [spec.name for spec in self.outputs]
+            self.warm_up = self._warm_up(file, warm_up_seconds)
+        except (InvalidError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InvalidError(f"{file}: the model does not fit into {memory}") from error
+        self._shapes = {name: array.shape for name, array in self.warm_up.items()}
+        # An output that is not what it claims on zeros already claims nothing.
+        self._claims = {
+            spec.name: spec for spec in self.outputs if _is_as_claimed(self._shapes[spec.name], spec)
+        }
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -101,23 +132,55 @@ class Model:
             if name not in self._names:
                 raise BadRequest(400, f"unknown output {name[:80]!r}; the model has {_listed(self.outputs)}")
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """The requested outputs (None: all), in that order. Raises ModelFailure if the model does."""
-        names = self._names if outputs is None else outputs
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None, deadline: float = math.inf
+    ) -> dict[str, Array]:
+        """The requested outputs (None: all), in that order. Raises ModelFailure if the model does, is stopped at its deadline
+        (CLOCK_MONOTONIC), or answers in another shape than it claims.
+        """
+        answer = self._run(inputs, self._names if outputs is None else outputs, deadline)
+        shapes = self._shapes
+        for name, array in answer.items():
+            if array.shape != shapes[name]:  # than the last time: 0.1 µs where it is not
+                self._check_answer(name, array)
+        return answer
+
+    def _run(self, inputs: Mapping[str, Array], names: Sequence[str], deadline: float) -> dict[str, Array]:
         feed = {
             name: _strings(name, array) if array.dtype.kind == "O" else array
             for name, array in inputs.items()
         }
+        watch = self._watch
         try:
-            values = self._session.run(names, feed)
+            values = self._session.run(names, feed, None if watch is None else watch.over(deadline))
         except Exception as error:
             # onnxruntime raises what has no common base; this is its border.
-            raise _failure(error) from error
+            raise self._failure(error) from error
+        finally:
+            if watch is not None:
+                watch.until = math.inf
         return dict(zip(names, map(np.asarray, values), strict=True))
 
-    def _warm_up(self, file: Path) -> dict[str, Array]:
+    def _check_answer(self, name: str, array: Array) -> None:
+        spec = self._claims.get(name)
+        if spec is not None and not _is_as_claimed(array.shape, spec):
+            raise ModelFailure(f"output {name!r} has shape {list(array.shape)}; the model claims {spec}")
+        self._shapes[name] = array.shape
+
+    def _failure(self, error: Exception) -> ModelFailure:
+        """Where the model failed, without the rest of onnxruntime's message: it may quote values of the input."""
+        if _STOPPED in str(error):
+            return ModelFailure("the model was stopped: its time was over")
+        if is_out_of_memory(error):
+            return ModelFailure(f"the model failed: MemoryError; it may take {self._memory}")
+        node = _FAILED_NODE.search(str(error))
+        where = f" in node {node[2] or node[1]!r} ({node[1]})" if node else ""
+        return ModelFailure(f"the model failed{where}: {type(error).__name__}")
+
+    def _warm_up(self, file: Path, seconds: float) -> dict[str, Array]:
         try:
-            answer = self.run({spec.name: _zeros(spec) for spec in self.inputs})
+            zeros = {spec.name: _zeros(spec) for spec in self.inputs}
+            answer = self._run(zeros, self._names, time.monotonic() + seconds)
         except (
             ModelFailure,
             BadRequest,
@@ -196,6 +259,11 @@ def _fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
     return all(want in (size, -1) for size, want in zip(shape, declared, strict=True))
 
 
+def _is_as_claimed(shape: Sequence[int], spec: TensorSpec) -> bool:
+    """The first dimension is left out: a batch, which many models claim to be 1 and take as any."""
+    return not spec.shape or _fits([1, *shape[1:]] if len(shape) else shape, [-1, *spec.shape[1:]])
+
+
 def _strings(name: str, array: Array) -> Array:
     """BYTES as the strings that ONNX knows, which are UTF-8."""
     strings = np.empty(array.shape, dtype=object)
@@ -204,13 +272,6 @@ def _strings(name: str, array: Array) -> Array:
     except UnicodeDecodeError as error:
         raise BadRequest(400, f"input {name!r} holds bytes that are not UTF-8; ONNX strings are") from error
     return strings
-
-
-def _failure(error: Exception) -> ModelFailure:
-    """Where the model failed, without the rest of onnxruntime's message: it may quote values of the input."""
-    node = _FAILED_NODE.search(str(error))
-    where = f" in node {node[2] or node[1]!r} ({node[1]})" if node else ""
-    return ModelFailure(f"the model failed{where}: {type(error).__name__}")
 
 
 def _described(spec: TensorSpec) -> dict[str, Any]:

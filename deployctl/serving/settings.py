@@ -17,7 +17,8 @@ class Prediction(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True):
     """One version: the name that clients use, the label, the bytes and the digest that they must have.
 
-    `idle`: its answers are given to nobody, so it works only when nobody else wants the processor.
+    `idle`: its answers are given to nobody, so it works only when nobody else wants the processor. `memory`: how many bytes it may
+    take, None for a share of the machine.
     """
 
     model: str
@@ -26,3 +27,4 @@ class Settings(msgspec.Struct, frozen=True):
     file: str
     prediction: Prediction | None = None
     idle: bool = False
+    memory: int | None = None

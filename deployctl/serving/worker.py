@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +33,7 @@ from deployctl.wire.frames import (
     decode_request,
     encode_answer,
 )
+from deployctl.wire.oip import Array
 
 _TURN = 0.001
 """A turn ends after this many seconds, so that answers leave and signals are seen while more waits."""
@@ -41,6 +43,15 @@ _BACKLOG = 1024 * 1024
 
 _WRITE = 64 * 1024
 """Answers that leave in one write are no more than this and one answer."""
+
+_LARGEST = MAX_FRAME - 256 * 1024
+"""Bytes of the body of an answer."""
+
+_MANY = 1 << 20
+"""Elements of an output from which on it is asked whether they fit into an answer at all."""
+
+_LEAST = {"f": 4, "i": 2, "u": 2}
+"""Bytes that a number takes in JSON at least, with its comma."""
 
 
 class Worker:
@@ -79,7 +90,11 @@ class Worker:
             if read is not None and read not in wanted:
                 names.append(read)
         model.check(asked.inputs)
-        outputs = model.run(asked.inputs, names)
+        outputs = model.run(asked.inputs, names, request.deadline)
+        for array in outputs.values():
+            if array.size > _MANY:
+                _refuse_if_too_large(outputs)
+                break
         prediction, null, confidence = self._reader.read(outputs)
         if wanted is not None and len(outputs) > len(wanted):
             outputs = {name: outputs[name] for name in wanted}
@@ -87,16 +102,23 @@ class Worker:
         encoding = request.accept
         if encoding is not Encoding.IDENTITY:
             body = compress(body, encoding)
-        if len(body) > MAX_FRAME - 256 * 1024:
-            return self._failed(
-                request, request_id, 500, f"the answer has {len(body)} bytes, which is too large"
-            )
+        if len(body) > _LARGEST:
+            raise ModelFailure(f"the answer has {len(body)} bytes, which is too large")
         return Answer(
             request.stream, 200, body, request_id, prediction, null, confidence, json_length, encoding
         )
 
     def _failed(self, request: Request, request_id: str, status: int, message: str) -> Answer:
         return Answer(request.stream, status, oip.error_body(message, self._version), request_id)
+
+
+def _refuse_if_too_large(outputs: Mapping[str, Array]) -> None:
+    """Before it is written out, which would take many times as much memory, and seconds. Raises ModelFailure."""
+    least = sum(
+        array.size * min(array.itemsize, _LEAST.get(array.dtype.kind, 1)) for array in outputs.values()
+    )
+    if least > _LARGEST:
+        raise ModelFailure(f"the answer would have {least} bytes or more, which is too large")
 
 
 class Server:
@@ -221,6 +243,14 @@ class Link(asyncio.Protocol):
 
     def work(self, until: float) -> bool:
         """Answer what waits, until the time is over or the other side reads too slowly. True: more can be done now."""
+        try:
+            return self._work(until)
+        except (FrameError, MemoryError):
+            # No frame, or no room for one: the router takes what was on this connection for lost, and makes another.
+            self._transport.abort()
+            return False
+
+    def _work(self, until: float) -> bool:
         frames = self._frames
         answers: list[bytes] = []
         size = 0
@@ -230,11 +260,7 @@ class Link(asyncio.Protocol):
                 break
             frame = frames.popleft()
             self._backlog -= len(frame)
-            try:
-                request = decode_request(frame)
-            except FrameError:
-                self._transport.abort()
-                return False
+            request = decode_request(frame)
             # Past its deadline the router has answered 504: nobody reads what would be said here.
             if request.deadline < now:
                 continue

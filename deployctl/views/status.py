@@ -38,6 +38,8 @@ def status_lines(status: Document, layout: Layout) -> list[Text]:
         lines += [_fact("now", words) for words in _waiting_words(status)]
     if files := status.get("label_files"):
         lines.append(_fact("labels", _files_words(files)))
+    if trouble := status.get("trouble"):
+        lines.append(_fact("trouble", str(trouble)))
     lines.append(_fact("url", str(status.get("url") or figures.UNKNOWN)))
     lines.append(_fact("pids", _pids(status.get("pids") or {})))
     return lines

@@ -52,6 +52,13 @@ def test_the_status_says_what_a_watched_folder_of_label_files_gave():
     assert "rows in" not in rendered(status_lines(status_of(label_files=None), Layout(80)), 80)
 
 
+def test_the_status_says_what_is_wrong_with_the_live_version():
+    words = "version 1: its worker ended 5 times in a row; it is started again and again"
+    shown = rendered(status_lines(status_of(trouble=words), Layout(120)), 120)
+    assert f"trouble {words}" in " ".join(shown.split())
+    assert "trouble" not in rendered(status_lines(status_of(), Layout(80)), 80)
+
+
 def test_a_very_narrow_screen_breaks_lines_and_loses_nothing():
     shown = rendered(status_lines(status_of(), Layout(20)), 20)
     assert "12 of 19,000" in " ".join(shown.split())

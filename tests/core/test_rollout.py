@@ -27,6 +27,7 @@ from deployctl.core.rollout import (
     IllegalEventError,
     Kind,
     Rollout,
+    Unloadable,
     apply,
     decide,
     pass_step,
@@ -395,6 +396,28 @@ def test_a_rollout_that_waits_is_still_rolled_back_on_harm(kind):
     machine.by_hand(kind)
     machine.watch(1, FAIL)
     assert machine.rollout.phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize("verdict", [PASS, UNSURE, FAIL])
+@pytest.mark.parametrize("phase", [Phase.PENDING, Phase.PROGRESSING, Phase.PAUSED])
+def test_a_candidate_that_cannot_be_kept_loaded_ends_its_rollout_and_harm_that_was_seen_is_the_reason(
+    phase, verdict
+):
+    proposed = decide(in_phase(phase), verdict, None, 100.0, unloadable=Unloadable("2", "it ends at once"))
+    assert (proposed.kind, proposed.cause, proposed.verdict.result) == (
+        Kind.ROLLED_BACK,
+        Cause.EVIDENCE,
+        Result.FAIL,
+    )
+    words = verdict.reason if verdict is FAIL else "the candidate cannot be kept loaded: it ends at once"
+    assert proposed.reason == words
+
+
+def test_a_shadow_whose_candidate_cannot_be_kept_loaded_retires_with_fail():
+    machine = Machine(shadow())
+    machine.watch(1, UNSURE)
+    proposed = decide(machine.rollout, PASS, None, 2.0, unloadable=Unloadable("2", "it ends at once"))
+    assert (proposed.kind, proposed.verdict.result) == (Kind.RETIRED, Result.FAIL)
 
 
 def test_a_gate_with_a_person_behind_it_waits_as_long_as_it_takes():

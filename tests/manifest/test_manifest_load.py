@@ -18,7 +18,7 @@ from manifest_texts import ENGINES, FULL, METRICS, changed, loaded, with_steps
 
 from deployctl.core.plan import LabelRules, MetricRule, OnInconclusive, Phase, Version
 from deployctl.errors import InvalidError
-from deployctl.manifest.load import differing_keys, load, plan, service_spec
+from deployctl.manifest.load import ManifestError, differing_keys, load, plan, service_spec
 from deployctl.manifest.manifest import LabelFiles, LogRules, ModelRef, Prediction, Service, label_files
 
 ONE, TWO = Version("1", "sha256:" + "b" * 64), Version("2", "sha256:" + "c" * 64)
@@ -207,6 +207,15 @@ def test_two_manifests_differ_in_the_keys_of_the_service_that_differ():
         "timeout": 0.5,
         "engine": "builtin",
     }
+
+
+def test_the_memory_of_a_worker_is_written_under_limits_or_follows_from_the_machine():
+    one = loaded(FULL)
+    other = loaded(changed("engine: builtin", "engine: builtin\n    limits: {workerMemory: 2GiB}"))
+    assert (one.service.worker_memory, other.service.worker_memory) == (None, 2 << 30)
+    assert differing_keys(service_spec(one), service_spec(other)) == ["limits"]
+    with pytest.raises(ManifestError, match="'64MiB' is too little for a worker; it takes 256MiB at least"):
+        loaded(changed("engine: builtin", "engine: builtin\n    limits: {workerMemory: 64MiB}"))
 
 
 def test_engines_and_metrics_are_what_the_caller_knows():

@@ -97,6 +97,7 @@ def test_the_template_with_everything_switched_on_is_valid_too(tmp_path):
     assert manifest.prediction.classes == ("cat", "dog")
     assert manifest.strategy.canary_steps[0].awaits_person
     assert manifest.keep_warm == 3600
+    assert manifest.service.worker_memory == 2 << 30
     assert len(manifest.metrics) == 4
 
 

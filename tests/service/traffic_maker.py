@@ -19,10 +19,14 @@ import uvloop
 
 CLASSES = 3
 ROWS = [[1.0 if column == row else 0.0 for column in range(4)] for row in range(CLASSES)]
-BODIES = [
-    json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": row}]}).encode()
-    for row in ROWS
-]
+
+
+def body_of(row):
+    """A request for this row of four numbers."""
+    return json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": row}]}).encode()
+
+
+BODIES = [body_of(row) for row in ROWS]
 CONNECTIONS_AT_MOST = 2_000
 TICK = 0.001
 ANSWER_WITHIN = 15.0
@@ -119,11 +123,20 @@ class Callers:
 class Traffic(Callers):
     """`rate` requests a second, each on a connection that has nothing else to do. `on_answer` sees each of them.
 
-    With `label_delay` this share of the requests gets the label of its row, so many seconds later (drawn from that range).
+    With `bodies` one of them is sent each time, in place of one of each class. With `label_delay` this share of the requests gets the label of its row, so many seconds later (drawn from that range).
     """
 
     def __init__(
-        self, url, rate, *, model="m", label_delay=None, label_share=1.0, on_answer=None, keep_answers=False
+        self,
+        url,
+        rate,
+        *,
+        model="m",
+        label_delay=None,
+        label_share=1.0,
+        on_answer=None,
+        keep_answers=False,
+        bodies=BODIES,
     ):
         super().__init__(url, model)
         self.rate = rate
@@ -131,6 +144,7 @@ class Traffic(Callers):
         self.in_flight = 0
         self._on_answer = on_answer
         self._keep = keep_answers
+        self._bodies = bodies
         self.label_share = label_share
         self._label_delay = label_delay
         self._labels = []
@@ -174,11 +188,11 @@ class Traffic(Callers):
         await asyncio.sleep(0)
 
     def _send_one(self, now):
-        row = self._random.randrange(CLASSES)
+        row = self._random.randrange(len(self._bodies))
         answer = Answer(f"{self._run_id}-{next(self._numbers)}", row, now)
         self.sent += 1
         self.in_flight += 1
-        self._on_a_connection(self._request(BODIES[row], answer.id), answer)
+        self._on_a_connection(self._request(self._bodies[row], answer.id), answer)
         if self._label_delay and self._random.random() < self.label_share:
             heapq.heappush(
                 self._labels, (now + self._random.uniform(*self._label_delay), answer.id, str(row))

@@ -1,4 +1,10 @@
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "service"))  # the models with a fault each
+
 from bench_worker import Bench
 
 
