@@ -184,7 +184,7 @@ class Supervisor:
         if before.router is not None:
             self._router = self._new_router(before.router.settings)
             self._router.process = Adopted(before.router.pid) if before.router.pid else None
-        self._leavers = [Child("one of before", [], process=Adopted(held.pid)) for held in before.leaving]
+        self._leavers = [Child("one that ends", [], process=Adopted(held.pid)) for held in before.leaving]
         if before.controller is not None:
             self._controller = Child("controller", [], process=Adopted(before.controller.pid))
 
@@ -401,7 +401,7 @@ class Supervisor:
             "routers": [router.pid for router in self._routers],
             "workers": [worker.described() for worker in self._workers.values()],
             "takeover": {
-                "running": any(child.of_before for child in self._children),
+                "left": [child.name for child in self._children if child.of_before],
                 "trouble": self._trouble,
             },
         }

@@ -11,7 +11,7 @@ import deployctl
 from deployctl.cli.options import AsOutput, Name, Output, person
 from deployctl.cli.services import STATUS, Service, find_service
 from deployctl.errors import UnavailableError
-from deployctl.views.console import note, say, show_document
+from deployctl.views.console import say, show_document
 
 if TYPE_CHECKING:
     from deployctl.wire.admin import AdminClient
@@ -65,23 +65,22 @@ def _ask(client: AdminClient, before: Document) -> None:
 
 def _until_replaced(service: Service, client: AdminClient, before: Document) -> Document:
     deadline = time.monotonic() + REPLACED_SECONDS
-    told = None
     while True:
         status = client.get(STATUS)
-        state = status.get("upgrade") or {}
+        state = status["upgrade"]
         began = _generation(status) > _generation(before)
-        if began and not state["running"]:
+        if began and not state["left"]:
             return status
-        trouble = state.get("trouble")
-        if trouble is not None and not began:
-            raise UnavailableError(f"{trouble}; the release of before goes on")
-        if trouble is not None and trouble != told:
-            told = trouble
-            note(f"deployctl: {trouble}")
+        if (trouble := state["trouble"]) is not None:
+            if not began:
+                raise UnavailableError(f"{trouble}; the release of before goes on")
+            if all(name.startswith("worker") for name in state["left"]):
+                raise UnavailableError(f"the service is of release {status['release']} now, but {trouble}")
         if time.monotonic() > deadline:
             raise UnavailableError(
-                f"service '{service.name}' serves, but processes of before still run after {REPLACED_SECONDS:g} s"
-                f"{f' ({trouble})' if trouble else ''}; see {service.home.log}, go back with `deployctl upgrade` of the release before"
+                f"service '{service.name}' serves, but not all of it is of this release after {REPLACED_SECONDS:g} s: "
+                f"{', '.join(state['left']) or 'nothing has begun'}; see {service.home.log}, or go back with `deployctl upgrade` "
+                "of the release before"
             )
         time.sleep(POLL_SECONDS)
 

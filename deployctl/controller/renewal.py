@@ -37,7 +37,7 @@ class Renewal:
         self._asked = False
 
     def step(self) -> None:
-        if not self._link.takeover.running:
+        if not self._link.takeover.left:
             return
         if not self._asked and not self._awaited():
             self._asked = True
@@ -51,7 +51,7 @@ class Renewal:
         takeover = self._link.takeover
         return {
             "generation": self._controller.generation,
-            "running": takeover.running,
+            "left": list(takeover.left),
             "trouble": takeover.trouble or self._unloadable(),
         }
 
@@ -65,7 +65,7 @@ class Renewal:
 
     def _unloadable(self) -> str | None:
         """What this release cannot load while a worker of the one before still serves it."""
-        if not self._link.takeover.running:
+        if not self._link.takeover.left:
             return None
         failures = (
             f"version {version.version} cannot be loaded by this release ({reason}); its worker of before goes on"

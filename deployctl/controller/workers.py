@@ -41,9 +41,9 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """What the supervisor says of an upgrade: whether processes of before still run, and what is in its way."""
+    """What the supervisor says of an upgrade: which processes of the release before still run, and what is in its way."""
 
-    running: bool = False
+    left: tuple[str, ...] = ()
     trouble: str | None = None
 
 
@@ -157,7 +157,8 @@ class SupervisorLink(asyncio.Protocol):
 
     def _take(self, state: dict[str, Any]) -> None:
         self.workers = {worker["id"]: Worker(**worker) for worker in state.pop("workers")}
-        self.takeover = Takeover(**state.pop("takeover", {}))
+        takeover = state.pop("takeover", {})
+        self.takeover = Takeover(tuple(takeover.get("left", ())), takeover.get("trouble"))
         # News from before our last wish may be of a worker that is being stopped.
         up_to_date = state.pop("heard") == self._number
         for worker in self.workers.values():

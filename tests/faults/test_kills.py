@@ -4,10 +4,9 @@ import json
 import signal
 import time
 
+from accounts import candidate_answers, every_outcome_counts_once
 from service_rig import NAME, alive, wait_for
 
-from deployctl import records
-from deployctl.records import Intake
 from deployctl.wire.admin import AdminClient
 
 RATE = 300
@@ -19,7 +18,7 @@ def test_a_killed_controller_costs_no_request_and_the_rollout_goes_on_with_its_e
     with box.traffic(RATE) as traffic:
         ramping = box.begin("canary", "ramp", box.manifest(canary={"minDwell": "3s"}), "-o", "json")
         traffic.wait_for_answers(40, of="2")
-        before = _candidate_answers(box)
+        before = candidate_answers(box)
         rollout = box.status()["rollout"]
         for _ in range(2):
             controller = box.status()["pids"]["controller"]
@@ -27,7 +26,7 @@ def test_a_killed_controller_costs_no_request_and_the_rollout_goes_on_with_its_e
             wait_for(lambda gone=controller: box.status()["pids"]["controller"] != gone)
         status = box.status()
         assert (status["rollout"], status["phase"], status["weight"]) == (rollout, "progressing", 20)
-        assert _candidate_answers(box) >= before > 0
+        assert candidate_answers(box) >= before > 0
         out, said = ramping.communicate(timeout=60)
         assert ramping.returncode == 0, said
         kinds = [json.loads(line)["kind"] for line in out.splitlines()]
@@ -37,7 +36,7 @@ def test_a_killed_controller_costs_no_request_and_the_rollout_goes_on_with_its_e
         assert kinds[-4:] == ["climbed", "climbed", "promoted", "finished"]
     assert not traffic.failures
     assert traffic.statuses[200] == traffic.sent
-    _every_outcome_counts_once(box, rollout)
+    every_outcome_counts_once(box, rollout)
 
 
 def test_a_controller_that_is_killed_again_and_again_still_rolls_a_bad_version_back(box):
@@ -103,7 +102,7 @@ def test_a_killed_supervisor_takes_every_process_with_it_and_up_goes_on(box):
     with box.traffic(RATE) as traffic:
         traffic.wait_for_answers(30, of="2")
     status = box.status()
-    before, pids = _candidate_answers(box), status["pids"]
+    before, pids = candidate_answers(box), status["pids"]
     box.kill(pids["supervisor"])
     children = [pids["controller"], *pids["routers"], *pids["workers"].values()]
     wait_for(lambda: not any(alive(pid) for pid in children), within=1.0, what="the end of every child")
@@ -111,7 +110,7 @@ def test_a_killed_supervisor_takes_every_process_with_it_and_up_goes_on(box):
     box.up(manifest)
     status = box.status()
     assert (status["phase"], status["live"]) == ("paused", "1")
-    assert _candidate_answers(box) >= before > 0
+    assert candidate_answers(box) >= before > 0
     with box.traffic(RATE) as traffic:
         assert box.run("resume", NAME).code == 0
         assert box.ramp(manifest).code == 0
@@ -156,20 +155,6 @@ def _kill_and_wait(box, pid):
 
 def _was_in_flight(answer, kills):
     return any(answer.sent <= gone + SLACK and answer.done >= began for began, gone in kills)
-
-
-def _candidate_answers(box):
-    return next((metric["candidate"]["n"] for metric in box.status()["metrics"]), 0)
-
-
-def _every_outcome_counts_once(box, rollout):
-    entries = [
-        entry for entry in records.read(box.home.records / f"{rollout}.records") if isinstance(entry, Intake)
-    ]
-    keys = [entry.batch.key[at : at + 8] for entry in entries for at in range(0, len(entry.batch.key), 8)]
-    assert len(keys) == len(set(keys)) > 0, "every request has a routing key of its own"
-    numbers = [(entry.router, entry.batch.number) for entry in entries]
-    assert len(numbers) == len(set(numbers))
 
 
 def test_rolling_back_takes_less_than_a_second_from_the_order_to_the_read_back(box):

@@ -63,6 +63,22 @@ def alive(pid):
         return False
 
 
+def children(pid):
+    """The processes that this one has started and not yet reaped; none of a process that is gone."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def command(pid):
+    """The command line of a process; [""] of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return [""]
+
+
 @dataclass(frozen=True)
 class Ran:
     """A command that has ended."""
@@ -100,6 +116,8 @@ class Box:
         self.state = Path(self._state.name)
         self.home = ServiceHome(self.state, NAME)
         self._begun = []
+        self.python = sys.executable
+        """Whose deployctl is typed."""
         (self.folder / "models").mkdir(parents=True, exist_ok=True)
         for label, model in MODELS.items():
             self.model_file(label).write_bytes(model)
@@ -167,7 +185,7 @@ class Box:
         """A command, until it ends."""
         began = time.monotonic()
         done = subprocess.run(
-            _argv(arguments),
+            self._argv(arguments),
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
@@ -181,7 +199,7 @@ class Box:
     def begin(self, *arguments):
         """A command that goes on beside the test."""
         process = subprocess.Popen(
-            _argv(arguments),
+            self._argv(arguments),
             env=self.environment,
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -191,6 +209,9 @@ class Box:
         )
         self._begun.append(process)
         return process
+
+    def _argv(self, arguments):
+        return [self.python, "-m", "deployctl", *map(str, arguments)]
 
     def up(self, manifest=None, *more):
         """The service runs when this returns."""
@@ -264,7 +285,7 @@ class Box:
                 process.kill()
             process.communicate()
         if self.home.lock_file.exists() and (pid := self.supervisor):
-            for child in _children(pid):
+            for child in children(pid):
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGCONT)
             os.kill(pid, signal.SIGCONT)
@@ -282,11 +303,3 @@ CANARY = {
     "bake": "300ms",
     "stepTimeout": "30s",
 }
-
-
-def _argv(arguments):
-    return [sys.executable, "-m", "deployctl", *map(str, arguments)]
-
-
-def _children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

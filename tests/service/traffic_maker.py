@@ -115,16 +115,27 @@ class Callers:
 
 
 class Traffic(Callers):
-    """`rate` requests a second, each on a connection that has nothing else to do. `on_answer` sees each of them.
+    """`rate` requests a second, each on a connection that has nothing else to do: a kept-alive one where there is one, or with `fresh`
+    a new one that is closed after its answer. `on_answer` sees each of them.
 
     With `label_delay` this share of the requests gets the label of its row, so many seconds later (drawn from that range).
     """
 
     def __init__(
-        self, url, rate, *, model="m", label_delay=None, label_share=1.0, on_answer=None, keep_answers=False
+        self,
+        url,
+        rate,
+        *,
+        model="m",
+        label_delay=None,
+        label_share=1.0,
+        on_answer=None,
+        keep_answers=False,
+        fresh=False,
     ):
         super().__init__(url, model)
         self.rate = rate
+        self.fresh = fresh
         self.answers = []
         self.in_flight = 0
         self._on_answer = on_answer
@@ -213,7 +224,10 @@ class Traffic(Callers):
         connection.ask(request, answer)
 
     def free(self, connection):
-        self._free.append(connection)
+        if self.fresh:
+            connection.transport.close()
+        else:
+            self._free.append(connection)
 
 
 class _Connection(asyncio.Protocol):
