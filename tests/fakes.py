@@ -127,11 +127,13 @@ class FakeVersions:
         self.proven: dict[str, dict[str, Any]] = {}
         self.workers: dict[str, Worker] = {}
         self.wanted: list[str] = []
+        self.running: dict[str, dict[str, Any]] = {}
         self.slow: set[str] = set()
         self.broken: dict[str, str] = {}
 
     def want(self, settings: list[dict[str, Any]]) -> None:
         self.wanted = sorted({one["version"] for one in settings})
+        self.running = {one["id"]: one for one in settings}
         for one in settings:
             if one["version"] not in self.slow | self.broken.keys():
                 tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}]
@@ -342,11 +344,14 @@ class FakeService:
     def _wall_time(self) -> str:
         return self.wall()
 
-    def restart(self) -> None:
-        """kill -9 of the controller, and another one in its place; callers notice nothing."""
+    def restart(self, generation: int = 0) -> None:
+        """kill -9 of the controller, and another one in its place (of another release, then); callers notice nothing."""
+        ready = [settings for one, settings in self.workers.running.items() if one in self.workers.proven]
         self.close()
         self.traffic.reconnected()
         self.controller, self.commands = self._start()
+        self.controller.generation = generation
+        self.controller.adopt(ready)
         asyncio.run(self.commands.up(None, self.home.path))
         self.controller.tick(self.clock)
 

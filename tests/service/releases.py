@@ -16,7 +16,7 @@ def install(folder, release, **changes):
     venv.create(folder, symlinks=True, with_pip=False)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     package = site / "deployctl"
-    shutil.copytree(HERE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(HERE, package)  # with what is compiled already
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     _change(package / "__init__.py", deployctl.__version__, release)
     for name, (before, after) in changes.items():
