@@ -156,7 +156,6 @@ UNFIT = [
         9,
         "a newer release wrote it",
     ),
-    ("with another handover", {"handover": ("FORMAT = 1", "FORMAT = 2")}, 8, "a release between"),
 ]
 
 
