@@ -42,6 +42,14 @@ HOPELESS = 3
 SETTLED_SECONDS = 30.0
 """A child that ran for so long starts at the front of BACK_OFF again."""
 
+ROUTER_SETTLED_SECONDS = 3.0
+"""The same for a router, which is quick to start and which every caller waits for."""
+
+
+def back_off(in_a_row: int) -> float:
+    """Seconds before a child is started again that has ended so often in a row; 0 times: it had settled, and starts at once."""
+    return BACK_OFF[max(0, min(in_a_row, len(BACK_OFF)) - 1)]
+
 
 def open_data_socket(host: str, port: int) -> socket.socket:
     """The listening socket of the data plane. Raises UnavailableError when the port cannot be had."""
@@ -254,7 +262,7 @@ class Supervisor:
                     "the controller ends again and again before it serves; its trace is above",
                 )
                 self._ended.set()
-            await asyncio.sleep(BACK_OFF[min(in_a_row, len(BACK_OFF)) - 1] if in_a_row else 0.0)
+            await asyncio.sleep(back_off(in_a_row))
 
     async def _obey(self, channel: socket.socket) -> None:
         """Carry out one controller's messages until its channel ends."""
@@ -328,7 +336,7 @@ class Supervisor:
         self._tell()
 
     async def _keep(self, child: Child) -> None:
-        """Start a child, and start it again whenever it ends, until it is to stop."""
+        """Start a router, and start it again whenever it ends, until it is to stop."""
         loop = asyncio.get_running_loop()
         in_a_row = 0
         if child.process is not None:  # it was taken over
@@ -341,10 +349,10 @@ class Supervisor:
             )
             self._tell()
             await child.process.wait()
-            in_a_row = 0 if loop.time() - began > SETTLED_SECONDS else in_a_row + 1
+            in_a_row = 0 if loop.time() - began > ROUTER_SETTLED_SECONDS else in_a_row + 1
             child.restarts += 1
             if not child.stopping and not self._ended.is_set():
-                await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
+                await asyncio.sleep(back_off(in_a_row))
 
     async def _keep_worker(self, worker: WorkerChild) -> None:
         """As `_keep`, with a report pipe; a worker that says it cannot load is not started again."""
@@ -374,7 +382,7 @@ class Supervisor:
             worker.state = "starting"
             self._tell()
             if not worker.stopping and not self._ended.is_set():
-                await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
+                await asyncio.sleep(back_off(in_a_row))
 
     async def _read_report(self, worker: WorkerChild, reading: int) -> None:
         reader = asyncio.StreamReader(limit=LONGEST_LINE)

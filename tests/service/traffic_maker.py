@@ -10,6 +10,7 @@ import itertools
 import json
 import random
 import secrets
+import select
 import threading
 import time
 from collections import Counter
@@ -206,7 +207,7 @@ class Traffic(Callers):
     def _on_a_connection(self, request, answer):
         while self._free:
             connection = self._free.pop()
-            if not connection.lost:
+            if not connection.dropped:
                 connection.ask(request, answer)
                 return
         asyncio.get_running_loop().create_task(self._open(request, answer))
@@ -242,6 +243,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
+        self._news = select.poll()
+        self._news.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    @property
+    def dropped(self):
+        """Whether the other side has ended it, the kernel asked as well: what every pool of connections looks at before it uses one."""
+        return self.lost or bool(self._news.poll(0))
 
     def ask(self, request, answer):
         self._asking, self._answer = True, answer
