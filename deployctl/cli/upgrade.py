@@ -66,7 +66,12 @@ def _ask(client: AdminClient, before: Document) -> None:
 def _until_replaced(service: Service, client: AdminClient, before: Document) -> Document:
     deadline = time.monotonic() + REPLACED_SECONDS
     while True:
-        status = client.get(STATUS)
+        try:
+            status = client.get(STATUS)
+        except UnavailableError:  # the new controller reads what the old one wrote, which may take a while
+            if service.pid is None or time.monotonic() > deadline:
+                raise
+            continue
         state = status["upgrade"]
         began = _generation(status) > _generation(before)
         if began and not state["left"]:

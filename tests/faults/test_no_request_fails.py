@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from releases import install
-from service_rig import NAME, Box, wait_for
+from service_rig import NAME, Box
 from traffic_maker import Flood
 
 REQUESTS = 1_000_000
@@ -47,7 +47,7 @@ class Story:
         for _ in range(2):
             controller = self.box.status()["pids"]["controller"]
             self.box.kill(controller)
-            wait_for(lambda gone=controller: self.box.status()["pids"]["controller"] != gone)
+            self.box.another_controller(controller)
             self.done["controller SIGKILL"] += 1
             self.flood.wait_for_answers(50, of="2")
         self._roll_back()

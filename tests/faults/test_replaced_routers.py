@@ -61,3 +61,11 @@ def test_callers_that_send_at_random_times_never_notice_that_routers_are_replace
     )
     assert not idlers.errors
     assert not idlers.said_close, "every connection lived through it"
+
+
+def test_the_same_callers_notice_a_router_that_passes_nothing_on(street):
+    """The twin without the guarantee is caught by what the test above asserts."""
+    street.heir = None
+    with Idlers(street, 12, 0.02) as idlers:
+        assert street.succeed().wait(PATIENCE) == 0
+    assert idlers.said_close or idlers.errors

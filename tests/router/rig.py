@@ -220,8 +220,7 @@ class Street:
             str(fd),
             "--orders",
             self.controller.path,
-            "--heir",
-            str(self.heir),
+            *(["--heir", str(self.heir)] if self.heir else []),
             "--settings",
             json.dumps(self.settings),
         ]

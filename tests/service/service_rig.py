@@ -18,6 +18,7 @@ import faulty_models
 from traffic_maker import Traffic
 
 from deployctl import journal
+from deployctl.errors import UnavailableError
 from deployctl.statedir import ServiceHome, running_pid
 from deployctl.wire.admin import AdminClient
 
@@ -227,6 +228,16 @@ class Box:
         """What `status -o json` prints, asked where the command asks: it is quicker by a Python start."""
         with AdminClient(self.home.admin_socket, NAME) as client:
             return client.get("/v1/status")
+
+    def another_controller(self, gone):
+        """Wait until one answers that is not this one; it has to read first what the other wrote."""
+
+        def answers():
+            with suppress(UnavailableError):
+                return self.status()["pids"]["controller"] != gone
+            return False
+
+        wait_for(answers, what="another controller")
 
     # -- what there is
 
