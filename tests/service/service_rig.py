@@ -229,15 +229,15 @@ class Box:
         with AdminClient(self.home.admin_socket, NAME) as client:
             return client.get("/v1/status")
 
-    def another_controller(self, gone):
-        """Wait until one answers that is not this one; it has to read first what the other wrote."""
+    def another_controller(self, gone, within=3 * PATIENCE):
+        """Wait until one answers that is not this one; it has to read first what the other wrote, and the processor may be busy."""
 
         def answers():
             with suppress(UnavailableError):
                 return self.status()["pids"]["controller"] != gone
             return False
 
-        wait_for(answers, what="another controller")
+        wait_for(answers, within, "another controller")
 
     # -- what there is
 
