@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import deployctl
 from deployctl.cli.options import AsOutput, Name, Output, person
 from deployctl.cli.services import STATUS, Service, find_service
-from deployctl.errors import UnavailableError
+from deployctl.errors import ConflictError, UnavailableError
 from deployctl.views.console import say, show_document
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ def upgrade(name: Name = None, output: AsOutput = Output.TEXT) -> None:
         before = client.get(STATUS)
         _ask(client, before)
         after = _until_replaced(service, client, before)
+    if after["release"] != deployctl.__version__:
+        raise ConflictError(
+            f"another upgrade was quicker: {service.name} is of release {after['release']} now, and this is {deployctl.__version__}; "
+            "try again if it shall be this one"
+        )
     document = {
         "schema_version": 1,
         "service": service.name,

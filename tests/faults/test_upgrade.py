@@ -1,6 +1,7 @@
 """Another release takes a running service over in mid-rollout: no request fails, and whatever is killed over it, nothing is lost."""
 
 import json
+import sys
 from contextlib import contextmanager, nullcontext, suppress
 
 import httpx
@@ -10,6 +11,8 @@ from releases import install
 from service_rig import NAME, alive, children, command, wait_for
 
 from deployctl import __version__
+from deployctl.errors import UnavailableError
+from deployctl.wire.admin import AdminClient
 
 RATE = 150
 NEW = "0.2.0"
@@ -170,6 +173,10 @@ def test_a_release_that_cannot_take_over_changes_nothing(box, tmp_path):
             box.python = install(tmp_path / name, NEW, **changes)
             with box.nothing_changes():
                 box.run("upgrade", NAME).refused(code, words, "nothing was changed")
+        order = {"python": sys.executable, "package": str(tmp_path), "by": "a test"}
+        for changes, words in ({}, f"and not {tmp_path}"), ({"python": "/no/python"}, "/no/python"):
+            with AdminClient(box.home.admin_socket) as client, pytest.raises(UnavailableError, match=words):
+                client.post("/v1/upgrade", order | changes)
         assert box.status()["pids"] == pids
 
 
