@@ -13,6 +13,7 @@ import gc
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -59,9 +60,7 @@ async def serve(listener: socket.socket, orders: str, path: Path | None, setting
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the starter's business, which then says SIGTERM
     server = Server(settings, lambda: link.read_back())  # noqa: PLW0108 - `link` is made in the next line
     link = OrdersLink(orders, server.outcomes, server.apply, lambda: server.upstreams.connected)
-    heir = (
-        Heir(path) if path is not None else None
-    )  # the router before us may be told to end once we read back
+    heir = _heir(path)  # before we read anything back: then the router before us may be told to end
     controller = asyncio.ensure_future(link.stay_connected())
     clients = Connections(server.serve, settings.limits)
     ordered = asyncio.ensure_future(link.first_order.wait())
@@ -83,6 +82,17 @@ async def serve(listener: socket.socket, orders: str, path: Path | None, setting
     server.upstreams.close()
     controller.cancel()
     ordered.cancel()
+
+
+def _heir(path: Path | None) -> Heir | None:
+    """Nobody passes anything on to a router that has no such path; it serves all the same."""
+    if path is None:
+        return None
+    try:
+        return Heir(path)
+    except OSError as error:
+        sys.stderr.write(f"deployctl: {path}: no connections can be taken over here: {error.strerror}\n")
+        return None
 
 
 def _adopt(clients: Connections, heir: Heir) -> set[asyncio.Task[object]]:

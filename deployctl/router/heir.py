@@ -7,6 +7,7 @@ successor has taken that path over. The one rule: a connection is passed on betw
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 _BYTE = b"c"  # a descriptor needs company on its way
 _AT_ONCE = 64
 _BACKLOG = 8
+_NOT_NOW = {errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS}  # too many descriptors are on their way
 
 
 class Heir:
@@ -36,17 +38,19 @@ class Heir:
     def close(self) -> None:
         """Takes what is on its way, and nothing more."""
         self._loop.remove_reader(self._listener.fileno())
+        self._accept()
         self._listener.close()
         for giver in tuple(self._givers):
             self._take(giver)
             self._part(giver)
 
     def _accept(self) -> None:
-        with suppress(OSError):  # whoever it was is gone again
-            giver, _ = self._listener.accept()
-            giver.setblocking(False)
-            self._givers.add(giver)
-            self._loop.add_reader(giver.fileno(), self._take, giver)
+        with suppress(OSError):  # nobody is left, or whoever it was is gone again
+            while True:
+                giver, _ = self._listener.accept()
+                giver.setblocking(False)
+                self._givers.add(giver)
+                self._loop.add_reader(giver.fileno(), self._take, giver)
 
     def _take(self, giver: socket.socket) -> None:
         """Everything that has come from one giver; its end is the end of it."""
@@ -93,10 +97,8 @@ class Successor:
         """Whether the connection is the successor's now; if not it may be offered again, unless the successor is `gone`."""
         try:
             socket.send_fds(self._link, [_BYTE], [descriptor])
-        except BlockingIOError:
-            return False
-        except OSError:
-            self.gone = True
+        except OSError as error:
+            self.gone = error.errno not in _NOT_NOW
             return False
         return True
 

@@ -175,7 +175,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._deadline = monotonic() + self._limits.patience
+        self._deadline = monotonic() + (self._limits.idle if self._inherited else self._limits.patience)
         if len(self._all.open) >= 2 * self._limits.connections:
             self._transport.abort()
             return

@@ -22,6 +22,22 @@ def test_an_idle_connection_lives_on_in_the_successor(street):
             assert (answer.status, answer.headers.get("connection")) == (200, None)
 
 
+def test_a_connection_that_was_passed_on_may_be_as_idle_as_before(make_street):
+    street = make_street(limits={"patience": 0.5, "idle": 30.0})
+    with street.connect() as client:
+        assert ask(client).status == 200
+        assert street.succeed().wait(PATIENCE) == 0
+        with street.connect() as silent:
+            assert silent.at_end(), "a new one has half a second for its first request"
+        assert ask(client).status == 200
+
+
+def test_a_router_whose_path_cannot_be_had_serves_all_the_same(make_street, tmp_path):
+    (tmp_path / "heir.sock").mkdir()
+    street = make_street()
+    assert street.infer().status == 200
+
+
 def test_a_request_in_flight_is_answered_by_the_old_router_and_its_connection_lives_on(street):
     with street.connect() as client:
         client.send(request("POST", "/v2/models/m/infer", do("slow", seconds=0.5)))
