@@ -8,7 +8,7 @@ import httpx
 import pytest
 from accounts import candidate_answers, every_outcome_counts_once
 from releases import install
-from service_rig import NAME, alive, children, command, wait_for
+from service_rig import NAME, PATIENCE, alive, children, command, wait_for
 
 from deployctl import __version__
 from deployctl.errors import UnavailableError
@@ -104,7 +104,9 @@ def test_whatever_is_killed_during_an_upgrade_nothing_is_lost(box, newer, long, 
             if not goes_on:
                 wait_for(lambda: box.supervisor is None, what="the end of the service")
                 box.up(manifest)
-            settled = wait_for(lambda: in_order(box), what=f"order after {victim} was killed {moment}")
+            settled = wait_for(
+                lambda: in_order(box), 3 * PATIENCE, f"order after {victim} was killed {moment}"
+            )
         assert (settled["phase"], settled["weight"]) == ("progressing", 20)
         assert box.records() == told, "no event is lost and none is new"
     tally.count("kill during an upgrade", len(tried))
@@ -130,7 +132,10 @@ def kill_in_upgrade(box, victim, moment):
 
 def in_order(box):
     """The status once nothing of an upgrade is left to do and every split is in force; None before."""
-    status = box.status()
+    try:
+        status = box.status()
+    except UnavailableError:  # the new controller reads what the old one wrote, on a busy machine
+        return None
     workers = [pid for pid in status["pids"]["workers"].values() if alive(pid)]
     settled = not status["upgrade"]["left"] and status["weight"] is not None and status["candidate"]
     whole = len(workers) == 2 and len(children(status["pids"]["supervisor"])) == 4
