@@ -16,7 +16,8 @@ from deployctl.wire.admin import AdminClient
 
 RATE = 150
 NEW = "0.2.0"
-ONE_STEP = {"steps": [{"setWeight": 20}], "minDwell": "5s"}
+IN_THE_MIDDLE = {"steps": [{"setWeight": 20}, {"pause": {}}, {"setWeight": 50}], "minDwell": "2s"}
+"""However long an upgrade takes, it is in the middle of this one: a person passes the first step on."""
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +40,25 @@ def test_an_upgrade_in_mid_canary_fails_no_request_and_the_rollout_goes_on_with_
     box, newer, tally
 ):
     with load(box) as (kept, fresh):
-        ramping = box.begin("canary", "ramp", box.manifest(canary=ONE_STEP), "-o", "json")
+        ramping = box.begin("canary", "ramp", box.manifest(canary=IN_THE_MIDDLE), "-o", "json")
         kept.wait_for_answers(20, of="2")
         fresh.wait_for_answers(20, of="2")
-        before, evidence = box.status(), candidate_answers(box)
+        before, evidence = box.status(), wait_for(lambda: candidate_answers(box))
         box.python = newer
         upgraded = box.run("upgrade", NAME, "-o", "json")
         assert upgraded.code == 0, upgraded
         assert (upgraded.json["from"], upgraded.json["to"]) == (__version__, NEW)
         after = box.status()
         assert (after["rollout"], after["release"]) == (before["rollout"], NEW)
-        assert candidate_answers(box) >= evidence > 0
+        assert candidate_answers(box) >= evidence
         everything_is_of(box, before["pids"], after["pids"], newer)
+        box.wait_for_event("awaited")
+        assert box.run("promote", NAME).code == 0
         out, said = ramping.communicate(timeout=60)
         assert ramping.returncode == 0, said
     kinds = [json.loads(line)["kind"] for line in out.splitlines()]
-    assert kinds == ["started", "learned", "climbed", "promoted", "finished"], "each event once"
-    assert [record["event"]["kind"] for record in box.records()[1:]] == kinds
+    assert kinds == ["started", "learned", "climbed", "awaited", "climbed", "promoted", "finished"]
+    assert [record["event"]["kind"] for record in box.records()[1:]] == kinds, "each event once"
     every_outcome_counts_once(box, before["rollout"])
     tally.count("upgrade under load", 1, words=f"{kept.sent + fresh.sent} requests, 0 failed")
 
