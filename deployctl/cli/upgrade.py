@@ -16,6 +16,8 @@ from deployctl.views.console import say, show_document
 if TYPE_CHECKING:
     from deployctl.wire.admin import AdminClient
 
+ASK_SECONDS = 90.0
+"""A rehearsal may take a minute on a busy machine, and it is to say itself that it did not end."""
 REPLACED_SECONDS = 180.0
 """Every version is loaded once more, one router drains; past this a person should look."""
 POLL_SECONDS = 0.1
@@ -61,7 +63,7 @@ def _ask(client: AdminClient, before: Document) -> None:
         "by": person(),
     }
     try:
-        client.post("/v1/upgrade", order, again=False)
+        client.post("/v1/upgrade", order, timeout=ASK_SECONDS, again=False)
     except UnavailableError:
         # The controller that was asked ends over it, and may not have come to say so.
         if _generation(client.get(STATUS)) == _generation(before):
