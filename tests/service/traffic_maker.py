@@ -145,6 +145,7 @@ class Traffic(Callers):
         self._label_delay = label_delay
         self._labels = []
         self._free = []
+        self.open = set()
         self._numbers = itertools.count()
         self._run_id = secrets.token_hex(4)
         self._random = random.Random(7)
@@ -179,9 +180,10 @@ class Traffic(Callers):
         deadline = time.monotonic() + ANSWER_WITHIN
         while self.in_flight and time.monotonic() < deadline:  # noqa: ASYNC110 - a count, not an event
             await asyncio.sleep(0.01)
-        for connection in self._free:
+        for connection in tuple(self.open):
             connection.transport.close()
-        await asyncio.sleep(0)
+        while self.open and time.monotonic() < deadline + 1:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(TICK)
 
     def _send_one(self, now):
         row = self._random.randrange(CLASSES)
@@ -243,6 +245,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
+        self.traffic.open.add(self)
         self._news = select.poll()
         self._news.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
@@ -270,6 +273,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, _error):
         self.lost = True
+        self.traffic.open.discard(self)
         if self._asking:
             self._end(FAILED, b"the connection was lost")
 
