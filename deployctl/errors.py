@@ -5,7 +5,7 @@
     ├── UnconfirmedError   4  a rollback could not be confirmed in time: call a person
     ├── ConflictError      7  another rollout, another service, another baseline is in the way
     ├── UnavailableError   8  the service is not running, or port, disk or permission is in the way
-    └── IntegrityError     9  the journal or a model does not match its digest
+    └── IntegrityError     9  the journal or a model does not match its digest, or is not for this release to read
 
 A message is one line: what, where, what to try. Exit codes 0, 3, 5 and 6 are results, not errors (`Exit`).
 """

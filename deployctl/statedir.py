@@ -169,6 +169,11 @@ class ServiceHome:
         return self.socket_dir / "orders.sock"
 
     @property
+    def heir_socket(self) -> Path:
+        """Where a router that ends passes its callers on to the next one."""
+        return self.socket_dir / "heir.sock"
+
+    @property
     def worker_sockets(self) -> Path:
         """A directory; names in it have at most MAX_WORKER_SOCKET_BYTES."""
         return self.socket_dir / "workers"

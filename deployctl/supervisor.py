@@ -1,7 +1,7 @@
 """What `up` runs: opens every listening socket, starts and restarts the processes, decides nothing.
 
 It holds the service's lock and its sockets, so that a killed router or controller costs only what was in flight in it: callers wait
-in the backlog instead of being refused. Its children die with it.
+in the backlog instead of being refused. Its children die with it. In an upgrade it becomes another release by exec (`handover.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deployctl import __version__, handover
 from deployctl.errors import ConflictError, DeployctlError, Exit, UnavailableError
-from deployctl.statedir import ServiceHome
+from deployctl.handover import Adopted, Handover, Held, Process
+from deployctl.statedir import ServiceHome, ServiceLock
 from deployctl.wire.lifeline import child_environment
 
 BACKLOG = 4096
 STOP_SECONDS = 10.0
 """How long a child may take to finish what it has in hand before it is killed."""
+
+DRAIN_SECONDS = 15.0
+"""What a router may take beyond the time-out of a request: its callers have ten seconds to get on with what they send."""
 
 BACK_OFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds before the n-th restart in a row; the last one repeats."""
@@ -37,8 +42,16 @@ HOPELESS = 3
 SETTLED_SECONDS = 30.0
 """A child that ran for so long (a worker: was ready for so long) starts at the front of BACK_OFF again."""
 
+ROUTER_SETTLED_SECONDS = 3.0
+"""The same for a router, which is quick to start and which every caller waits for."""
+
 NOT_AT_ONCE = 1.0
 """Seconds at least before a worker is started again that could not load its model, or could not be started."""
+
+
+def back_off(in_a_row: int) -> float:
+    """Seconds before a child is started again that has ended so often in a row; 0 times: it had settled, and starts at once."""
+    return BACK_OFF[max(0, min(in_a_row, len(BACK_OFF)) - 1)]
 
 
 def open_data_socket(host: str, port: int) -> socket.socket:
@@ -71,6 +84,8 @@ def open_private_socket(path: Path) -> socket.socket:
     return sock
 
 
+REPORT_LOOK = 0.02
+
 LONGEST_LINE = 16 * 1024 * 1024
 """Bytes of one message of a child: every worker's settings are in it, with the names of all classes."""
 
@@ -82,14 +97,24 @@ class Child:
     name: str
     argv: list[str]
     fds: tuple[int, ...] = ()
-    process: asyncio.subprocess.Process | None = None
+    process: Process | None = None
     restarts: int = 0
     stopping: bool = False
     task: asyncio.Task[None] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pid(self) -> int:
         return self.process.pid if self.process and self.process.returncode is None else 0
+
+    @property
+    def of_before(self) -> bool:
+        """Whether it runs code of the release before."""
+        return isinstance(self.process, Adopted) and self.process.returncode is None
+
+    def held(self) -> Held:
+        """The child for whoever takes it over."""
+        return Held(self.pid, self.settings)
 
 
 @dataclass(slots=True)
@@ -98,11 +123,14 @@ class WorkerChild(Child):
     last one (negative: a signal).
     """
 
-    settings: dict[str, Any] = field(default_factory=dict)
     state: str = "starting"
     report: Mapping[str, Any] = field(default_factory=dict)
     in_a_row: int = 0
     last_end: int = 0
+
+    def held(self) -> Held:
+        """As any child, with what it reported."""
+        return Held(self.pid, self.settings, self.state, dict(self.report), self.restarts)
 
     def described(self) -> dict[str, Any]:
         """The worker as the controller is told of it."""
@@ -115,38 +143,75 @@ class WorkerChild(Child):
             "report": self.report,
             "in_a_row": self.in_a_row,
             "last_end": self.last_end,
+            "settings": self.settings,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """The three that listen for as long as the service runs."""
+
+    data: socket.socket
+    admin: socket.socket
+    orders: socket.socket
 
 
 class Supervisor:
     """The parent of one service. Obeys the controller's messages and the signals of whoever started it."""
 
     def __init__(
-        self, home: ServiceHome, manifest: Path, data: socket.socket, *, recover: bool, as_json: bool
+        self, lock: ServiceLock, manifest: Path, sockets: Sockets, *, recover: bool, as_json: bool
     ) -> None:
-        self._home = home
+        self._lock = lock
+        self._home = lock.home
         self._as_json = as_json
         self._manifest = manifest
         self._recover = recover
-        self._data = data
-        self._admin = open_private_socket(home.admin_socket)
-        self._orders = open_private_socket(home.orders_socket)
+        self._data = sockets.data
+        self._admin = sockets.admin
+        self._orders = sockets.orders
         self._workers: dict[str, WorkerChild] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._heard = 0
         self._router: Child | None = None
         self._controller: Child | None = None
+        self._retiring: list[Child] = []
+        """Routers that serve on until the one that is to follow them does what was ordered."""
+        self._going: list[Child] = []
+        """Children that have been told to end."""
+        self._leavers: list[Child] = []
+        """Those of them that were taken over."""
+        self._becoming = False
         self._control: asyncio.StreamWriter | None = None
         self._fence = 0
+        self._generation = 0
+        self._trouble: str | None = None
         self._ended = asyncio.Event()
         self._exit = (Exit.DONE, "")
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def take_over(self, before: Handover) -> None:
+        """Everything goes on where the release before left it; `run` then replaces one child after the other."""
+        self._fence, self._generation = before.fence, before.generation
+        for held in before.workers:
+            worker = WorkerChild(f"worker {held.settings['version']}", [], settings=held.settings)
+            worker.state, worker.report, worker.restarts = held.state, held.report, held.restarts
+            worker.process = Adopted(held.pid) if held.pid else None
+            self._workers[held.settings["id"]] = worker
+        if before.router is not None:
+            self._router = self._new_router(before.router.settings)
+            self._router.process = Adopted(before.router.pid) if before.router.pid else None
+        self._leavers = [Child("one that ends", [], process=Adopted(held.pid)) for held in before.leaving]
+        if before.controller is not None:
+            self._controller = Child("controller", [], process=Adopted(before.controller.pid))
+
     async def run(self) -> int:
         """Until a signal or the controller ends the service; returns the exit code."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in handover.SIGNALS:
             loop.add_signal_handler(number, self._ended.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)  # they waited for us during an upgrade
+        self._go_on()
         self._background(self._keep_controller())
         await self._ended.wait()
         await self._stop_all()
@@ -155,10 +220,26 @@ class Supervisor:
             print(f"deployctl: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the service's last line
         return int(code)
 
+    def _go_on(self) -> None:
+        """Keep what was taken over."""
+        for child in self._leavers:
+            self._background(self._let_go(child))
+        if self._router is not None:
+            self._router.task = self._background(self._keep(self._router))
+        for worker_id, worker in self._workers.items():
+            if worker.state == "starting" and worker.of_before:
+                # What it says goes nowhere now. It has served nobody yet, so that another one costs nothing.
+                before, worker.process = Child(worker.name, [], process=worker.process), None
+                self._leaving[worker_id] = self._background(self._let_go(before))
+            if worker.state != "failed":
+                worker.task = self._background(self._keep_worker(worker))
+
     async def _keep_controller(self) -> None:
         """A controller at all times, each with a channel and a fencing number of its own."""
         loop = asyncio.get_running_loop()
         in_a_row = 0
+        if self._controller is not None:
+            await _stop(self._controller)
         while not self._ended.is_set():
             began = loop.time()
             ours, theirs = socket.socketpair()
@@ -168,6 +249,7 @@ class Supervisor:
                 *("--admin-fd", str(self._admin.fileno()), "--orders-fd", str(self._orders.fileno())),
                 *("--control-fd", str(theirs.fileno()), "--fence", str(self._fence)),
                 *("--state", str(self._home.state), "--name", self._home.name),
+                *("--generation", str(self._generation)),
                 *("--manifest", str(self._manifest), "--address", _address(self._data)),
             ]
             if self._recover:
@@ -190,7 +272,7 @@ class Supervisor:
                     "the controller ends again and again before it serves; its trace is above",
                 )
                 self._ended.set()
-            await asyncio.sleep(BACK_OFF[min(in_a_row, len(BACK_OFF)) - 1] if in_a_row else 0.0)
+            await asyncio.sleep(back_off(in_a_row))
 
     async def _obey(self, channel: socket.socket) -> None:
         """Carry out one controller's messages until its channel ends."""
@@ -213,6 +295,18 @@ class Supervisor:
             self._want_workers(message["workers"])
         if "router" in message and self._router is None:
             self._start_router(message["router"])
+        if "renew" in message and self._router is not None and self._router.of_before:
+            self._router.stopping = True  # it serves on, and is not started again
+            self._retiring.append(self._router)
+            self._start_router(message["renew"])
+        if "in_force" in message and self._router is not None and self._router.pid in message["in_force"]:
+            for router in self._retiring:
+                self._background(self._let_go(router, _patience_of(router)))
+            self._retiring = []
+        if "rehearse" in message:
+            self._background(self._rehearse(message["rehearse"]))
+        if "become" in message:
+            self._background(self._become(message["become"]))
         if "say" in message:
             line = json.dumps(message["document"]) if self._as_json else message["say"]
             with contextlib.suppress(OSError):
@@ -224,7 +318,7 @@ class Supervisor:
     def _want_workers(self, wanted: list[dict[str, Any]]) -> None:
         by_id = {settings["id"]: settings for settings in wanted}
         for gone in self._workers.keys() - by_id.keys():
-            self._leaving[gone] = self._background(_stop(self._workers.pop(gone)))
+            self._leaving[gone] = self._background(self._let_go(self._workers.pop(gone)))
         for worker_id, settings in by_id.items():
             if worker_id not in self._workers:
                 worker = WorkerChild(f"worker {settings['version']}", [], settings=settings)
@@ -233,18 +327,31 @@ class Supervisor:
         self._tell()
 
     def _start_router(self, settings: dict[str, Any]) -> None:
+        self._router = self._new_router(settings)
+        self._router.task = self._background(self._keep(self._router))
+
+    def _new_router(self, settings: dict[str, Any]) -> Child:
         argv = [
             *_module("router"),
             *("--data-fd", str(self._data.fileno()), "--orders", str(self._home.orders_socket)),
-            *("--settings", json.dumps(settings)),
+            *("--heir", str(self._home.heir_socket), "--settings", json.dumps(settings)),
         ]
-        self._router = Child("router", argv, (self._data.fileno(),))
-        self._router.task = self._background(self._keep(self._router))
+        return Child("router", argv, (self._data.fileno(),), settings=settings)
+
+    async def _let_go(self, child: Child, seconds: float = STOP_SECONDS) -> None:
+        """Have a child end; until then it is one of those that go."""
+        self._going.append(child)
+        await _stop(child, seconds)
+        self._going.remove(child)
+        self._tell()
 
     async def _keep(self, child: Child) -> None:
-        """Start a child, and start it again whenever it ends, until it is to stop."""
+        """Start a router, and start it again whenever it ends, until it is to stop."""
         loop = asyncio.get_running_loop()
         in_a_row = 0
+        if child.process is not None:  # it was taken over
+            await child.process.wait()
+            self._tell()
         while not child.stopping and not self._ended.is_set():
             began = loop.time()
             child.process = await asyncio.create_subprocess_exec(
@@ -252,10 +359,10 @@ class Supervisor:
             )
             self._tell()
             await child.process.wait()
-            in_a_row = 0 if loop.time() - began > SETTLED_SECONDS else in_a_row + 1
+            in_a_row = 0 if loop.time() - began > ROUTER_SETTLED_SECONDS else in_a_row + 1
             child.restarts += 1
             if not child.stopping and not self._ended.is_set():
-                await asyncio.sleep(BACK_OFF[min(in_a_row - 1, len(BACK_OFF) - 1)])
+                await asyncio.sleep(back_off(in_a_row))
 
     async def _keep_worker(self, worker: WorkerChild) -> None:
         """As `_keep`, with a report pipe. Whoever is wanted is started again, also after it could not load its model: its bytes or the
@@ -263,6 +370,10 @@ class Supervisor:
         """
         if leaving := self._leaving.pop(worker.settings["id"], None):
             await asyncio.wait([leaving])  # the one before it has the same socket
+        if worker.process is not None:  # it was taken over
+            await self._until_it_ends(worker)
+            worker.in_a_row += 1
+            worker.restarts += 1
         while not worker.stopping and not self._ended.is_set():
             worker.state, worker.report = "starting", {}
             reading, writing = os.pipe()
@@ -278,9 +389,9 @@ class Supervisor:
                 worker.state = "starting"
             self._tell()
             if not worker.stopping and not self._ended.is_set():
-                back_off = BACK_OFF[min(max(worker.in_a_row, 1), len(BACK_OFF)) - 1]
+                wait = back_off(worker.in_a_row)
                 hopeful = started and worker.state != "failed"
-                await asyncio.sleep(back_off if hopeful else max(back_off, NOT_AT_ONCE))
+                await asyncio.sleep(wait if hopeful else max(wait, NOT_AT_ONCE))
 
     async def _until_it_ends(self, worker: WorkerChild) -> None:
         process = worker.process
@@ -316,22 +427,97 @@ class Supervisor:
         state = {
             "supervisor": os.getpid(),
             "heard": self._heard,
-            "routers": [self._router.pid] if self._router else [],
+            "routers": [router.pid for router in self._routers],
             "workers": [worker.described() for worker in self._workers.values()],
+            "takeover": {
+                "left": [child.name for child in self._children if child.of_before],
+                "trouble": self._trouble,
+            },
         }
-        self._control.write(json.dumps(state).encode() + b"\n")
+        self._say(state)
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._control is not None:
+            self._control.write(json.dumps(message).encode() + b"\n")
+
+    @property
+    def _routers(self) -> list[Child]:
+        """The one that is kept, and those that still finish what they have."""
+        kept = [self._router] if self._router else []
+        going = [child for child in (*self._retiring, *self._going) if child.name == "router" and child.pid]
+        return [*kept, *going]
+
+    @property
+    def _children(self) -> list[Child]:
+        kept = [child for child in (self._controller, self._router) if child is not None]
+        return [*kept, *self._workers.values(), *self._retiring, *self._going]
+
+    # ── becoming another release ───────────────────────────────────────────────────────────────────────────────
+
+    async def _rehearse(self, python: str) -> None:
+        """Whether the release of this interpreter could take over; the controller is told, and nothing is changed."""
+        self._trouble = None
+        try:
+            if self._becoming:
+                raise ConflictError("another upgrade is just beginning; see `deployctl status`")
+            found = await handover.rehearse(python, self._holdings(), self._home.state, self._home.name)
+        except DeployctlError as error:
+            found = {"refused": str(error), "exit_code": int(error.exit_code)}
+        self._say({"rehearsal": found})
+
+    async def _become(self, python: str) -> None:
+        """Exec: the same process, other code. Whatever keeps that from happening is told, and everything goes on as it was."""
+        self._becoming = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + STOP_SECONDS
+        # A report that is on its way would be lost with our end of the pipe.
+        while any(worker.state == "starting" and worker.pid for worker in self._workers.values()):
+            if loop.time() > deadline:
+                break
+            await asyncio.sleep(REPORT_LOOK)
+        if self._ended.is_set():
+            return
+        argv = [python, "-m", "deployctl.supervisor", "--manifest", str(self._manifest)]
+        argv += ["--state", str(self._home.path), "--listen", _address(self._data)]
+        if self._as_json:
+            argv += ["--output", "json"]
+        try:
+            handover.become(argv, self._holdings(), self._home.path)
+        except UnavailableError as error:
+            self._becoming, self._trouble = False, str(error)
+            self._tell()
+
+    def _holdings(self) -> Handover:
+        # Where a router was to be followed and is not yet, the one that serves is the one to go on with.
+        serving, *unproven = [*self._retiring, self._router] if self._retiring else [self._router]
+        going = [*self._going, *(child for child in unproven if child is not None)]
+        return Handover(
+            release=__version__,
+            generation=self._generation + 1,
+            fence=self._fence,
+            lock=self._lock.fd,
+            data=self._data.fileno(),
+            admin=self._admin.fileno(),
+            orders=self._orders.fileno(),
+            controller=self._controller.held() if self._controller and self._controller.pid else None,
+            router=serving.held() if serving else None,
+            workers=[worker.held() for worker in self._workers.values()],
+            leaving=[child.held() for child in going if child.pid],
+        )
+
+    # ── the end ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _stop_all(self) -> None:
         """The router first, so that it can finish what it has in hand; then those whom it needs for that."""
-        if self._router is not None:
-            await _stop(self._router)
+        for router in reversed(self._routers):  # one of before gives its callers to the one that is kept
+            await _stop(router, _patience_of(router))
         await asyncio.gather(*(_stop(worker) for worker in self._workers.values()))
         if self._controller is not None:
             await _stop(self._controller)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for path in (self._home.admin_socket, self._home.orders_socket):
+        for path in (self._home.admin_socket, self._home.orders_socket, self._home.heir_socket):
             path.unlink(missing_ok=True)
 
     def _background(self, work: Any) -> asyncio.Task[None]:
@@ -362,7 +548,7 @@ async def _start_worker(worker: WorkerChild, report: int) -> bool:
     return True
 
 
-async def _stop(child: Child) -> None:
+async def _stop(child: Child, seconds: float = STOP_SECONDS) -> None:
     """SIGTERM, then SIGKILL for one that does not finish in time."""
     child.stopping = True
     process = child.process
@@ -371,11 +557,16 @@ async def _stop(child: Child) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        await asyncio.wait_for(process.wait(), seconds)
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def _patience_of(router: Child) -> float:
+    """How long a router may take to give every caller an answer."""
+    return float(router.settings.get("timeout", 0.0)) + DRAIN_SECONDS
 
 
 def _module(name: str) -> list[str]:
@@ -395,15 +586,19 @@ def main() -> int:
     parser.add_argument("--listen", required=True, help="HOST:PORT")
     parser.add_argument("--recover", action="store_true")
     parser.add_argument("--output", choices=["text", "json"], help="given by `up` in the foreground")
+    parser.add_argument(
+        "--take-over", type=int, help="where the release that ran until now left what it held"
+    )
     given = parser.parse_args()
-    host, _, port = given.listen.rpartition(":")
+    home = ServiceHome(given.state.parent, given.state.name)
     try:
-        with ServiceHome(given.state.parent, given.state.name).lock() as lock:
+        if given.take_over is not None:
+            return asyncio.run(_taken_over(home, given).run())
+        host, _, port = given.listen.rpartition(":")
+        with home.lock() as lock:
             data = open_data_socket(host.strip("[]"), int(port))
-            supervisor = Supervisor(
-                lock.home, given.manifest, data, recover=given.recover, as_json=given.output == "json"
-            )
-            return asyncio.run(supervisor.run())
+            admin, orders = map(open_private_socket, (home.admin_socket, home.orders_socket))
+            return asyncio.run(_supervisor(lock, Sockets(data, admin, orders), given).run())
     except ConflictError as error:
         if given.output is None:
             return _refused(error)
@@ -412,6 +607,20 @@ def main() -> int:
         os.execv(sys.executable, again)  # noqa: S606 - our own interpreter and module
     except DeployctlError as error:
         return _refused(error)
+
+
+def _supervisor(lock: ServiceLock, sockets: Sockets, given: argparse.Namespace) -> Supervisor:
+    return Supervisor(lock, given.manifest, sockets, recover=given.recover, as_json=given.output == "json")
+
+
+def _taken_over(home: ServiceHome, given: argparse.Namespace) -> Supervisor:
+    """A supervisor that goes on with what the code before it held in this process."""
+    before = handover.taken(given.take_over)
+    data, admin, orders = (socket.socket(fileno=fd) for fd in (before.data, before.admin, before.orders))
+    supervisor = _supervisor(ServiceLock(home, before.lock), Sockets(data, admin, orders), given)
+    supervisor.take_over(before)
+    print(f"deployctl: release {before.release} became {__version__}", file=sys.stderr, flush=True)  # noqa: T201 - the service's log
+    return supervisor
 
 
 def _refused(error: DeployctlError) -> int:

@@ -134,15 +134,16 @@ class FakeVersions:
         self.proven: dict[str, dict[str, Any]] = {}
         self.workers: dict[str, Worker] = {}
         self.wanted: list[str] = []
+        self.running: dict[str, dict[str, Any]] = {}
         self.slow: set[str] = set()
         self.broken: dict[str, str] = {}
         self.crashing: dict[str, str] = {}
 
     def want(self, settings: list[dict[str, Any]]) -> None:
         self.wanted = sorted({one["version"] for one in settings})
-        ids = {one["id"] for one in settings}
-        self.proven = {identity: report for identity, report in self.proven.items() if identity in ids}
-        self.workers = {identity: worker for identity, worker in self.workers.items() if identity in ids}
+        self.running = {one["id"]: one for one in settings}
+        self.proven = {one: report for one, report in self.proven.items() if one in self.running}
+        self.workers = {one: worker for one, worker in self.workers.items() if one in self.running}
         for one in settings:
             if one["version"] not in self.slow | self.broken.keys():
                 tensors = [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}]
@@ -362,11 +363,14 @@ class FakeService:
     def _wall_time(self) -> str:
         return self.wall()
 
-    def restart(self) -> None:
-        """kill -9 of the controller, and another one in its place; callers notice nothing."""
+    def restart(self, generation: int = 0) -> None:
+        """kill -9 of the controller, and another one in its place (of another release, then); callers notice nothing."""
+        ready = [settings for one, settings in self.workers.running.items() if one in self.workers.proven]
         self.close()
         self.traffic.reconnected()
         self.controller, self.commands = self._start()
+        self.controller.generation = generation
+        self.controller.adopt(ready)
         asyncio.run(self.commands.up(None, self.home.path))
         self.controller.tick(self.clock)
 

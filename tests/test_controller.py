@@ -472,6 +472,35 @@ def test_no_weight_goes_to_a_version_that_is_not_ready(service):
     assert service.weight == 0
 
 
+def test_workers_of_a_release_before_serve_until_those_of_this_one_are_ready(service):
+    """Nobody's weight moves and no worker is stopped too early, even where the controller is killed in the middle of it."""
+
+    def sockets():
+        return {upstream.version: upstream.socket for upstream in service.traffic.upstreams}
+
+    service.ramp()
+    service.watch(1)
+    before, ids = sockets(), set(service.workers.running)
+    service.workers.slow = {"1", "2"}
+    for _ in range(2):
+        service.restart(generation=1)
+        service.watch(3)
+        assert sockets() == before
+        assert len(service.workers.running) == 4
+        assert ids < service.workers.running.keys()
+    service.workers.slow = {"2"}
+    service.watch(0.2)
+    assert sockets()["1"] != before["1"]
+    assert sockets()["2"] == before["2"]
+    service.workers.slow = set()
+    service.watch(3)
+    assert not set(sockets().values()) & set(before.values())
+    assert not service.workers.running.keys() & ids
+    assert len(service.workers.running) == 2
+    weights = [split.weight for split in service.traffic.applied]
+    assert weights == sorted(weights), "it only climbs"
+
+
 def test_asking_for_the_same_again_changes_nothing(service):
     service.ramp()
     service.watch(1)

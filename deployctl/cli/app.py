@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from deployctl.cli import decisions, history, labels, ramp, replay, report, shadow, status, switch, up
+from deployctl.cli import (
+    decisions,
+    history,
+    labels,
+    ramp,
+    replay,
+    report,
+    shadow,
+    status,
+    switch,
+    up,
+    upgrade,
+)
 from deployctl.cli.options import AsOutput, ManifestFile, Output
 from deployctl.errors import Exit
 
@@ -49,13 +61,9 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import PackageNotFoundError  # noqa: PLC0415 - 0.02 s that only this needs
-        from importlib.metadata import version as installed  # noqa: PLC0415 - as above
+        from deployctl import __version__  # noqa: PLC0415 - only this needs it
 
-        try:
-            typer.echo(f"deployctl {installed('deployctl')}")
-        except PackageNotFoundError:  # run from a checkout
-            typer.echo("deployctl, not installed")
+        typer.echo(f"deployctl {__version__}")
         raise typer.Exit
     _help_without_command(context)
 
@@ -130,6 +138,7 @@ for verb, name, example in (
     (plan, "plan", "deployctl plan rollout.yaml -o json"),
     (up.up, "up", "deployctl up rollout.yaml --detach"),
     (up.down, "down", "deployctl down digits"),
+    (upgrade.upgrade, "upgrade", "deployctl upgrade digits"),
     (shadow.shadow, "shadow", "deployctl shadow rollout.yaml --timeout 30m"),
     (decisions.rollback, "rollback", "deployctl rollback digits --reason 'wrong on invoices'"),
     (decisions.promote, "promote", "deployctl promote digits"),

@@ -28,7 +28,8 @@ START_SECONDS = 120.0
 """A large model may load for a while; past this the start has failed."""
 ANSWER_SECONDS = 10.0
 """How long a service that another `up` has just started may take to listen."""
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
+"""Callers have the time-out of a request and 10 s, then the workers and the controller 10 s each."""
 POLL_SECONDS = 0.05
 
 

@@ -15,14 +15,22 @@ from typing import Any
 
 import uvloop
 
+from deployctl import __version__
 from deployctl.controller import documents, recovery
 from deployctl.controller.commands import Commands
 from deployctl.controller.labels import LabelIntake
 from deployctl.controller.loop import TICK_SECONDS, Controller
+from deployctl.controller.renewal import Renewal
 from deployctl.controller.service_log import go_on_without_a_log
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.plan import HUMAN
-from deployctl.errors import DeployctlError, IntegrityError, InvalidError, UnavailableError, error_for
+from deployctl.errors import (
+    DeployctlError,
+    IntegrityError,
+    InvalidError,
+    UnavailableError,
+    error_for,
+)
 from deployctl.journal import Journal
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
@@ -35,11 +43,17 @@ class Api:
     """The calls of the admin socket, one method each."""
 
     def __init__(
-        self, controller: Controller, commands: Commands, link: SupervisorLink, address: str
+        self,
+        controller: Controller,
+        commands: Commands,
+        link: SupervisorLink,
+        renewal: Renewal,
+        address: str,
     ) -> None:
         self._controller = controller
         self._commands = commands
         self._link = link
+        self._renewal = renewal
         self._address = address
         self.labels = LabelIntake(controller)
         self.serving = asyncio.Event()
@@ -54,6 +68,7 @@ class Api:
             ("POST", "/v1/pause"): self._pause,
             ("POST", "/v1/resume"): self._resume,
             ("POST", "/v1/labels"): self._labels,
+            ("POST", "/v1/upgrade"): self._upgrade,
         }
 
     async def handle(self, request: admin.AdminRequest) -> admin.AdminReply | AsyncIterator[bytes]:
@@ -82,7 +97,8 @@ class Api:
             "workers": {labels.get(digest, digest): pid for digest, pid in workers.items()},
         }
         status = documents.status(self._controller, self._address, pids)
-        return {**status, "label_files": self.labels.describe()}
+        release = {"release": __version__, "upgrade": self._renewal.document}
+        return {**status, "label_files": self.labels.describe(), **release}
 
     async def _status(self, _request: admin.AdminRequest) -> dict[str, Any]:
         return self.describe()
@@ -127,6 +143,19 @@ class Api:
         await self._controller.keep_labels()
         _log(f"{answer['accepted']} labels from {by}, {answer['refused']} more refused")
         return answer
+
+    async def _upgrade(self, request: admin.AdminRequest) -> dict[str, Any]:
+        """The other release rehearses; then the supervisor becomes it, and this controller ends."""
+        python, package, by = (_text(request, name) for name in ("python", "package", "by"))
+        found = await self._link.rehearse(python)
+        if found["package"] != package:
+            raise UnavailableError(
+                f"{python} finds {found['package']} and not {package} where the service runs: see to its PYTHONPATH and to the "
+                "directory that it was started in; nothing was changed"
+            )
+        _log(f"{by} upgrades from {__version__} to {found['release']} ({python})")
+        self._link.take_over(python)
+        return {"changed": True, "from": __version__, "to": found["release"]}
 
     def _changed(self, changed: Any) -> dict[str, Any]:
         split = self._controller.traffic.confirmed
@@ -175,15 +204,18 @@ async def _control(
     controller: Controller, link: SupervisorLink, given: argparse.Namespace, ended: asyncio.Event
 ) -> None:
     controller.workers = link
+    controller.generation = given.generation
+    controller.adopt(link.ready)
     traffic = RouterLink(given.fence, controller.on_batch, controller.wake, controller.on_router_gone)
     controller.traffic = traffic
     await traffic.listen(socket.socket(fileno=given.orders_fd))
     commands = Commands(controller, link)
-    api = Api(controller, commands, link, given.address)
+    renewal = Renewal(controller, link, traffic, commands.router_settings)
+    api = Api(controller, commands, link, renewal, given.address)
     admin.serve(socket.socket(fileno=given.admin_fd), api.handle)
     takes_over = given.fence > 1 and controller.service is not None
     await commands.up(None if takes_over else _read(given.manifest), given.manifest)
-    ticking = asyncio.get_running_loop().create_task(_tick(controller))
+    ticking = asyncio.get_running_loop().create_task(_tick(controller, renewal))
     await _until_serving(controller, link, ended)
     api.serving.set()
     watching = asyncio.get_running_loop().create_task(api.labels.watch())
@@ -236,9 +268,10 @@ def _read(manifest: Path) -> str:
         raise InvalidError(f"{manifest}: cannot be read: {error}") from error
 
 
-async def _tick(controller: Controller) -> None:
+async def _tick(controller: Controller, renewal: Renewal) -> None:
     while True:
         controller.tick(time.monotonic())
+        renewal.step()
         await asyncio.sleep(TICK_SECONDS)
 
 
@@ -250,7 +283,7 @@ async def _until_serving(controller: Controller, link: SupervisorLink, ended: as
     while controller.traffic.confirmed is None and not ended.is_set():
         controller.act(time.monotonic())
         worker = None if live == HUMAN else link.workers.get(controller.settings_id(live))
-        if worker is not None and (reason := link.failure(worker.id)):
+        if worker is not None and (reason := link.failure(worker.id)) and not controller.serves(live):
             raise error_for(int(worker.report.get("exit_code", 2)), f"live version {live.version}: {reason}")
         await asyncio.sleep(0.01)
 
@@ -272,6 +305,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--fence", type=int, required=True)
+    parser.add_argument("--generation", type=int, default=0)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--address", required=True)
     parser.add_argument("--recover", action="store_true")

@@ -97,21 +97,24 @@ class Commands:
         if text is not None:
             await self._serve(await self.read(text.encode(), path))
         controller.home.make_input_key()
-        key = controller.spec["routingKey"]
-        self._supervisor.start_router(
-            {
-                "model": controller.spec["model"],
-                "routing_key": key.removeprefix("header:") if key else None,
-                "timeout": controller.spec["timeout"],
-                "inputs": controller.kept["inputs"],
-                "input_key": str(controller.home.input_key),
-            }
-        )
+        self._supervisor.start_router(self.router_settings())
         controller.act(controller.monotonic())
         if text is not None:  # `up` answers for it; a controller that takes over has nobody to tell
             assert controller.service is not None
             assert controller.service.live is not None
             await self._loaded(self._still_stored(controller.service.live), "live version")
+
+    def router_settings(self) -> dict[str, Any]:
+        """What a router of this service is started with."""
+        controller = self._controller
+        key = controller.spec["routingKey"]
+        return {
+            "model": controller.spec["model"],
+            "routing_key": key.removeprefix("header:") if key else None,
+            "timeout": controller.spec["timeout"],
+            "inputs": controller.kept["inputs"],
+            "input_key": str(controller.home.input_key),
+        }
 
     def _still_stored(self, live: Version) -> Version:
         if live == HUMAN:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from deployctl.controller.fold import happened, served, told
 from deployctl.controller.observation import Baseline, Observation
 from deployctl.controller.workers import worker_id
 from deployctl.core.course import UNSEEN, Course
@@ -33,7 +34,7 @@ from deployctl.core.rollout import (
     apply,
     start,
 )
-from deployctl.core.service import Service, serve, with_event
+from deployctl.core.service import Service, with_event
 from deployctl.core.verdict import Result, Verdict
 from deployctl.errors import IntegrityError, UnavailableError
 from deployctl.records import (
@@ -169,6 +170,8 @@ class Controller:
         self.trouble: str | None = None
         self.awaited: Version | None = None
         """The version that must be ready before traffic can be as the journal says; it stays as it is until then."""
+        self.generation = 0
+        """How often the service has been taken over by other code: workers of another generation are other workers."""
         self.broken: IntegrityError | None = None
         """Why nothing is decided any more: the journal is not what was written. Traffic stays as it is."""
         self.monotonic: Callable[[], float] = time.monotonic
@@ -193,12 +196,12 @@ class Controller:
     # ── what the journal says ──────────────────────────────────────────────────────────────────────────────────
 
     def _fold_journal(self) -> None:
-        for record in self.journal.records:
+        for record, event in told(self.journal.records, self.home.journal):
             self._seq = record["seq"]
-            if record["type"] == "served":
+            if event is None:
                 self._fold_served(record)
             else:
-                self._fold_event(record["rollout"], event_of(record))
+                self._fold_event(record["rollout"], event)
                 self._fold_prediction(record)
         rollout = self.service.rollout if self.service else None
         if rollout is not None:
@@ -209,8 +212,7 @@ class Controller:
     def _fold_served(self, record: Mapping[str, Any]) -> None:
         self.spec = record["spec"]
         self._fold_prediction(record)
-        if self.service is None:
-            self.service = serve(msgspec.convert(record["version"], Version), record["seq"])
+        self.service = served(self.service, record, self.home.journal)
 
     def _fold_prediction(self, record: Mapping[str, Any]) -> None:
         for digest in record.get("digests", ()):
@@ -220,11 +222,7 @@ class Controller:
         self.kept = record.get("log") or self.kept
 
     def _fold_event(self, rollout_id: str, event: Event) -> None:
-        assert self.service is not None
-        try:
-            self.service = with_event(self.service, rollout_id, event)
-        except IllegalEventError as error:
-            raise IntegrityError(f"{self.home.journal}: record {event.seq}: {error}") from error
+        self.service = happened(self.service, rollout_id, event, self.home.journal)
         self.events.setdefault(rollout_id, []).append(event)
 
     def _resume(self, rollout: Rollout) -> None:
@@ -658,6 +656,16 @@ class Controller:
         """Seconds that a caller may still be waiting for a version that no new caller is sent to."""
         return float(self.spec.get("timeout", 1.0)) + 1.0
 
+    def adopt(self, running: Iterable[Mapping[str, Any]]) -> None:
+        """Workers that are ready since before this controller: they serve until those that should are ready."""
+        for settings in running:
+            self._settings[settings["id"]] = dict(settings)
+            self._serving[settings["digest"]] = settings["id"]
+
+    def serves(self, version: Version) -> bool:
+        """Whether a worker is there for this version, be it one of before."""
+        return version.digest in self._serving
+
     def want_only(self, version: Version) -> None:
         """Ask for one worker, before there is a service."""
         self.workers.want([self._settings_of(version)])
@@ -679,6 +687,7 @@ class Controller:
             "prediction": self._predictions.get(version.digest),
             "idle": self._only_copies(version),
             "memory": (self.spec.get("limits") or {}).get("workerMemory"),
+            "generation": self.generation,
         }
         identity = worker_id(settings)
         full = {**settings, "id": identity, "socket": str(self.home.worker_sockets / f"{identity}.sock")}
@@ -798,11 +807,6 @@ def _shares(split: Split | None) -> dict[Version, float]:
     if split.candidate is not None:
         shares[split.candidate] = shares.get(split.candidate, 0.0) + split.weight
     return {version: share for version, share in shares.items() if share > 0 and version != HUMAN}
-
-
-def event_of(record: Mapping[str, Any]) -> Event:
-    """The event in a record of the journal."""
-    return msgspec.convert({**record["event"], "seq": record["seq"], "wall": record["wall"]}, Event)
 
 
 def wall_time() -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, cast
 
-from deployctl.errors import Exit
+from deployctl.errors import ConflictError, Exit, error_for
 
 CRASH_LOOP = 5
 """Ends of a worker in a row, none after it had been ready for 30 s, that are no accident any more."""
@@ -37,6 +37,7 @@ class Worker:
     state: str
     restarts: int = 0
     report: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     in_a_row: int = 0
     last_end: int = 0
 
@@ -55,6 +56,14 @@ class Worker:
         return self.state == "ready"
 
 
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """What the supervisor says of an upgrade: which processes of the release before still run, and what is in its way."""
+
+    left: tuple[str, ...] = ()
+    trouble: str | None = None
+
+
 class SupervisorLink(asyncio.Protocol):
     """JSON lines over the socketpair; the end of it is the end of the controller."""
 
@@ -62,18 +71,26 @@ class SupervisorLink(asyncio.Protocol):
         self.workers: dict[str, Worker] = {}
         self.pids: dict[str, Any] = {"supervisor": 0, "routers": []}
         self.proven: dict[str, Mapping[str, Any]] = {}
+        self.takeover = Takeover()
+        self._told = asyncio.Event()
+        self._rehearsal: asyncio.Future[dict[str, Any]] | None = None
+        self._in_force: list[int] = []
         self._on_change = on_change
         self._on_lost = on_lost
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
         self._asked: list[dict[str, Any]] | None = None
         self._number = 0
-        self._told = asyncio.Event()
 
     async def connect(self, control: socket.socket) -> None:
-        """Take over the inherited socketpair; the supervisor says at once what runs already."""
+        """Take over the inherited socketpair; returns when the supervisor has said what runs, or is gone."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=control)
         await self._told.wait()
+
+    @property
+    def ready(self) -> list[Mapping[str, Any]]:
+        """The settings of the workers that are ready, whoever asked for them; of two of one version the newer is last."""
+        return [worker.settings for worker in self.workers.values() if worker.ready and worker.settings]
 
     def want(self, settings: Sequence[dict[str, Any]]) -> None:
         """Ask for exactly these workers; asking again for the same costs nothing."""
@@ -110,6 +127,34 @@ class SupervisorLink(asyncio.Protocol):
         """Ask for the data plane."""
         self._send({"router": settings})
 
+    def renew_router(self, settings: dict[str, Any]) -> None:
+        """Ask for a router of this release beside one of before; asking again changes nothing."""
+        self._send({"renew": settings})
+
+    def in_force(self, routers: Sequence[int]) -> None:
+        """Say which routers do what was ordered: those of before may end."""
+        if list(routers) != self._in_force:
+            self._in_force = list(routers)
+            self._send({"in_force": self._in_force})
+
+    async def rehearse(self, python: str) -> dict[str, Any]:
+        """Have the release of another interpreter say whether it can take the service over. Raises what is in its way."""
+        if self._rehearsal is not None:
+            raise ConflictError("an upgrade is under way; see `deployctl status`")
+        self._rehearsal = asyncio.get_running_loop().create_future()
+        try:
+            self._send({"rehearse": python})
+            answer = await self._rehearsal
+        finally:
+            self._rehearsal = None
+        if "refused" in answer:
+            raise error_for(int(answer["exit_code"]), str(answer["refused"]))
+        return answer
+
+    def take_over(self, python: str) -> None:
+        """Have the supervisor become the release of this interpreter, which has rehearsed it. Our end comes with that."""
+        self._send({"become": python})
+
     def say(self, line: str, document: dict[str, Any]) -> None:
         """Have the supervisor tell whoever started the service, in a line or as a document."""
         self._send({"say": line, "document": document})
@@ -125,7 +170,12 @@ class SupervisorLink(asyncio.Protocol):
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
-            self._take(json.loads(line))
+            message = json.loads(line)
+            if "rehearsal" in message:
+                if self._rehearsal is not None and not self._rehearsal.done():
+                    self._rehearsal.set_result(message["rehearsal"])
+            else:
+                self._take(message)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._told.set()
@@ -133,6 +183,8 @@ class SupervisorLink(asyncio.Protocol):
 
     def _take(self, state: dict[str, Any]) -> None:
         self.workers = {worker["id"]: Worker(**worker) for worker in state.pop("workers")}
+        takeover = state.pop("takeover", {})
+        self.takeover = Takeover(tuple(takeover.get("left", ())), takeover.get("trouble"))
         # News from before our last wish may be of a worker that is being stopped.
         up_to_date = state.pop("heard") == self._number
         for worker in self.workers.values():

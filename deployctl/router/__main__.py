@@ -1,7 +1,8 @@
 """`python -m deployctl.router`: the process around the server, from the inherited socket to the last batch.
 
 It accepts nobody before its first order: until then connections wait in the backlog of the socket that the
-supervisor holds.
+supervisor holds. When it ends while a successor serves, its callers do not notice (`heir`); at the end of a service each of them
+gets its answer, and a second for a last request.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ import gc
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 
 import msgspec
 import uvloop
 
+from deployctl.router.heir import Heir, Successor
 from deployctl.router.http import Connections
 from deployctl.router.orders import OrdersLink
 from deployctl.router.server import Server, Settings
 from deployctl.wire.lifeline import die_with_parent
 
 _LAST_BATCH = 1.0  # seconds for the controller to confirm the last outcomes
+_LAST_REQUEST = 1.0  # seconds in which an idle caller may still send one, and is answered, before its connection is closed
 _LOOK = 0.005
 
 
@@ -33,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deployctl.router", description=__doc__)
     parser.add_argument("--data-fd", type=int, required=True, help="the listening socket, inherited")
     parser.add_argument("--orders", required=True, help="path of the controller's orders socket")
+    parser.add_argument("--heir", type=Path, help="where a successor takes over the connections")
     parser.add_argument(
         "--settings", required=True, help="JSON: model, routing_key, timeout, limits, inputs, input_key"
     )
@@ -43,17 +49,18 @@ def main() -> None:
         parser.error(f"--settings: {error}")
     _allow_many_connections()
     gc.freeze()  # what is loaded now stays; the collector need not look at it again
-    uvloop.run(serve(socket.socket(fileno=args.data_fd), args.orders, settings))
+    uvloop.run(serve(socket.socket(fileno=args.data_fd), args.orders, args.heir, settings))
 
 
-async def serve(listener: socket.socket, orders: str, settings: Settings) -> None:
-    """The life of one router on a socket that already listens."""
+async def serve(listener: socket.socket, orders: str, path: Path | None, settings: Settings) -> None:
+    """The life of one router on a socket that already listens; `path` is where routers give their connections on."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the starter's business, which then says SIGTERM
     server = Server(settings, lambda: link.read_back())  # noqa: PLW0108 - `link` is made in the next line
     link = OrdersLink(orders, server.outcomes, server.apply, lambda: server.upstreams.connected)
+    heir = _heir(path)  # before we read anything back: then the router before us may be told to end
     controller = asyncio.ensure_future(link.stay_connected())
     beating = asyncio.ensure_future(server.pulse.beat())
     clients = Connections(server.serve, settings.limits)
@@ -62,11 +69,13 @@ async def serve(listener: socket.socket, orders: str, settings: Settings) -> Non
     await asyncio.wait([ordered, stopped], return_when=asyncio.FIRST_COMPLETED)
     if ordered.done():
         listening = await loop.create_server(clients.connect, sock=listener)
+        adopting = _adopt(clients, heir) if heir is not None else set()
         await stopped
         listening.close()
-        clients.close()
-        await _until(lambda: not clients.open, settings.timeout + 1)
-        clients.abort()
+        if heir is not None:
+            heir.close()
+            await asyncio.gather(*adopting, return_exceptions=True)
+        await _drain(clients, path, settings.timeout + settings.limits.patience)
     server.mirror.close()
     server.outcomes.flush()
     if server.outcomes.send is not None:
@@ -75,6 +84,45 @@ async def serve(listener: socket.socket, orders: str, settings: Settings) -> Non
     controller.cancel()
     beating.cancel()
     ordered.cancel()
+
+
+def _heir(path: Path | None) -> Heir | None:
+    """Nobody passes anything on to a router that has no such path; it serves all the same."""
+    if path is None:
+        return None
+    try:
+        return Heir(path)
+    except OSError as error:
+        sys.stderr.write(f"deployctl: {path}: no connections can be taken over here: {error.strerror}\n")
+        return None
+
+
+def _adopt(clients: Connections, heir: Heir) -> set[asyncio.Task[object]]:
+    """Serves the connections of the router before this one; the result is those that are just arriving."""
+    loop = asyncio.get_running_loop()
+    arriving: set[asyncio.Task[object]] = set()
+
+    def adopted(caller: socket.socket) -> None:
+        caller.setblocking(False)
+        task = loop.create_task(loop.connect_accepted_socket(clients.inherit, caller))
+        arriving.add(task)
+        task.add_done_callback(arriving.discard)
+
+    heir.adopt(adopted)
+    return arriving
+
+
+async def _drain(clients: Connections, path: Path | None, seconds: float) -> None:
+    """Until every caller has its answer and is with the successor or gone; who takes longer than this is cut off."""
+    successor = Successor.find(path) if path is not None else None
+    clients.close(successor)
+    began = monotonic()
+    while clients.open and (spent := monotonic() - began) < seconds:
+        clients.let_go(idle_too=spent > _LAST_REQUEST)
+        await asyncio.sleep(_LOOK)
+    clients.abort()
+    if successor is not None:
+        successor.close()
 
 
 async def _until(done: Callable[[], bool], seconds: float) -> None:

@@ -74,6 +74,14 @@ Serve = Callable[[Request, "Connection"], Pending | None]
 """The service: calls `answer` once for each request, at once (and returns None) or later."""
 
 
+class Takes(Protocol):
+    """Whoever serves on when this router ends: takes a connection by its descriptor, or says that it cannot just now."""
+
+    gone: bool
+
+    def take(self, descriptor: int) -> bool: ...
+
+
 class _Refused(Exception):  # noqa: N818 - raised through the parser to stop it, never seen outside
     """A message that ends here with this status, and its connection with it."""
 
@@ -91,20 +99,37 @@ class Connections:
         self.open: set[Connection] = set()
         self.arriving_bytes = 0
         self.closing = False
+        self.successor: Takes | None = None
         self.date = _date()
         self._timer: asyncio.TimerHandle | None = None
 
     def connect(self) -> Connection:
         """The protocol factory of the listening socket."""
+        return self._new(inherited=False)
+
+    def inherit(self) -> Connection:
+        """The protocol factory of a connection that another router passes on: it was let in there."""
+        return self._new(inherited=True)
+
+    def _new(self, *, inherited: bool) -> Connection:
         if self._timer is None:
             self._sweep()
-        return Connection(self)
+        return Connection(self, inherited=inherited)
 
-    def close(self) -> None:
-        """Lets every client go: at once where nothing is under way, else with its next answer."""
+    def close(self, successor: Takes | None) -> None:
+        """From now on every client leaves: for the successor as soon as nothing is under way, else with its next answer."""
         self.closing = True
+        self.successor = successor
+
+    def let_go(self, *, idle_too: bool) -> None:
+        """Passes on whoever has nothing under way; without a successor those are closed once `idle_too`."""
+        if self.successor is not None and self.successor.gone:
+            self.successor = None
         for connection in tuple(self.open):
-            connection.close_if_idle()
+            if self.successor is not None:
+                connection.pass_on(self.successor)
+            elif idle_too:
+                connection.close_if_idle()
 
     def abort(self) -> None:
         """Ends what is left without another word."""
@@ -124,8 +149,9 @@ class Connections:
 class Connection(asyncio.Protocol):
     """One client: what it sent and has not been served yet, and how long it may take for the next step."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, *, inherited: bool = False) -> None:
         self._all = connections
+        self._inherited = inherited
         self._limits = connections.limits
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
@@ -149,12 +175,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._deadline = monotonic() + self._limits.patience
+        self._deadline = monotonic() + (self._limits.idle if self._inherited else self._limits.patience)
         if len(self._all.open) >= 2 * self._limits.connections:
             self._transport.abort()
             return
         self._all.open.add(self)
-        if len(self._all.open) > self._limits.connections:
+        if len(self._all.open) > self._limits.connections and not self._inherited:
             self._refuse(_Refused(503, "too many connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
@@ -219,7 +245,8 @@ class Connection(asyncio.Protocol):
         if request is None or transport is None:
             return
         more = not self._ended or self._ready or self._backlog
-        keep_alive = request.keep_alive and more and not self._all.closing
+        leaving = self._all.closing and self._all.successor is None
+        keep_alive = request.keep_alive and more and not leaving
         transport.write(
             b"".join(
                 (
@@ -239,6 +266,8 @@ class Connection(asyncio.Protocol):
         self._wait()
         if self._ready or self._backlog or self._refusal or self._paused or self._arriving:
             self._advance()
+        if self._all.successor is not None:
+            self.pass_on(self._all.successor)
 
     def fail(self, status: int, reason: str, headers: bytes = b"", version: str | None = None) -> None:
         """Answers with an error in the one form that every client reads; `version` where it was one that failed."""
@@ -246,8 +275,27 @@ class Connection(asyncio.Protocol):
         self.answer(status, msgspec.json.encode(document), headers)
 
     def close_if_idle(self) -> None:
-        if self._request is None and not self._ready and not self._arriving and self._transport is not None:
+        """Closes a connection that nothing has come on, the kernel asked as well."""
+        if self._idle and self._transport is not None and not self._count_arrived():
             self._transport.close()
+
+    def pass_on(self, successor: Takes) -> None:
+        """Gives the connection away between two requests. Closing our descriptor then ends nothing: the successor has its own."""
+        transport = self._transport
+        if transport is None or not self._idle or transport.get_write_buffer_size():
+            return
+        transport.pause_reading()
+        if successor.take(transport.get_extra_info("socket").fileno()):
+            transport.abort()
+        else:
+            transport.resume_reading()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether nothing is under way: no answer owed, no part of a message read, and the client still there."""
+        busy = self._request is not None or self._ready or self._backlog or self._refusal is not None
+        closing = self._transport is None or self._transport.is_closing() or self._lingering or self._ended
+        return not (busy or self._arriving or self._advancing or self._paused or self._stalled or closing)
 
     def abort(self) -> None:
         """Ends the connection and drops what the kernel still holds for a client that does not read."""
@@ -364,6 +412,13 @@ class Connection(asyncio.Protocol):
         fd = self._transport.get_extra_info("socket").fileno()
         (queued,) = _INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))
         return int(queued) + self._transport.get_write_buffer_size()
+
+    def _count_arrived(self) -> int:
+        """Bytes that the kernel has for us and that we have not read."""
+        assert self._transport is not None
+        fd = self._transport.get_extra_info("socket").fileno()
+        (arrived,) = _INT.unpack(fcntl.ioctl(fd, termios.FIONREAD, bytes(_INT.size)))
+        return int(arrived)
 
     def _leave(self) -> None:
         pending, self._pending = self._pending, None

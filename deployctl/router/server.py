@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import Literal
 from urllib.parse import unquote
 
 import msgspec
 
+from deployctl import __version__
 from deployctl.core.assignment import goes_to_candidate
 from deployctl.core.label import flaw
 from deployctl.core.plan import HUMAN, Split, Version
@@ -187,7 +187,7 @@ class Server:
     # -- what is answered here
 
     def _about(self, _request: Request, client: Connection, _version: str | None) -> None:
-        about = {"name": "deployctl", "version": _own_version(), "extensions": _EXTENSIONS}
+        about = {"name": "deployctl", "version": __version__, "extensions": _EXTENSIONS}
         client.answer(200, msgspec.json.encode(about))
 
     def _live(self, _request: Request, client: Connection, _version: str | None) -> None:
@@ -481,10 +481,3 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
 
 def _reads(handle: Handle) -> Route:
     return Route({b"GET": handle, b"HEAD": handle})
-
-
-def _own_version() -> str:
-    try:
-        return version("deployctl")
-    except PackageNotFoundError:
-        return "0"

@@ -100,6 +100,24 @@ class RouterLink:
         reached = [router.read_back.connected for router in self.routers.values() if router.read_back]
         return frozenset.intersection(*map(frozenset, reached)) if reached else None
 
+    @property
+    def obedient(self) -> list[int]:
+        """The pids of the routers that do what was ordered last, and have every version that callers may need."""
+        if self._order is None:
+            return []
+        split = self._order.split
+        serving = {split.baseline.digest} if split.weight < 100 else set()
+        if split.candidate is not None and split.weight > 0:
+            serving.add(split.candidate.digest)
+        needed = serving & {upstream.digest for upstream in self._order.upstreams}
+        return sorted(
+            router.pid
+            for router in self.routers.values()
+            if router.read_back is not None
+            and (router.read_back.fence, router.read_back.split) == (self.fence, split)
+            and needed <= set(router.read_back.connected)
+        )
+
     def welcome(self, router: Router) -> None:
         """A router introduced itself: it is told the whole desired traffic at once."""
         self.routers[router.name] = router

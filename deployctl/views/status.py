@@ -40,6 +40,7 @@ def status_lines(status: Document, layout: Layout) -> list[Text]:
         lines.append(_fact("labels", _files_words(files)))
     if trouble := status.get("trouble"):
         lines.append(_fact("trouble", str(trouble)))
+    lines += [_fact("upgrade", words) for words in _upgrade_words(status)]
     lines.append(_fact("url", str(status.get("url") or figures.UNKNOWN)))
     lines.append(_fact("pids", _pids(status.get("pids") or {})))
     return lines
@@ -120,6 +121,14 @@ def _headline(status: Document) -> Text:
     if status.get("previous") is not None:
         line.append(f"  previous {label(status['previous'])}", style="dim not bold")
     return line
+
+
+def _upgrade_words(status: Document) -> list[str]:
+    """What is left of an upgrade, and what is in its way; nothing where there is none."""
+    upgrade = status.get("upgrade") or {}
+    left = ", ".join(upgrade.get("left") or [])
+    words = [f"to release {status.get('release')}; still of the one before: {left}"] if left else []
+    return [*words, *([str(upgrade["trouble"])] if upgrade.get("trouble") else [])]
 
 
 def _versions_words(status: Document) -> str:

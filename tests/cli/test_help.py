@@ -9,7 +9,7 @@ import pytest
 from cli_rig import ROOT
 
 VERBS = [
-    "demo", "init", "lint", "plan", "up", "down", "rollback", "promote", "pause", "resume", "status", "list", "history",
+    "demo", "init", "lint", "plan", "up", "down", "upgrade", "rollback", "promote", "pause", "resume", "status", "list", "history",
     "explain", "report",
 ]  # fmt: skip
 HEAVY = {

@@ -59,6 +59,15 @@ def test_the_status_says_what_is_wrong_with_the_live_version():
     assert "trouble" not in rendered(status_lines(status_of(), Layout(80)), 80)
 
 
+def test_the_status_says_what_is_left_of_an_upgrade_and_what_is_in_its_way():
+    upgrade = {"generation": 1, "left": ["router", "worker 2"], "trouble": "version 2 cannot be loaded"}
+    shown = rendered(status_lines(status_of(release="0.2.0", upgrade=upgrade), Layout(200)), 200)
+    assert "to release 0.2.0; still of the one before: router, worker 2" in shown
+    assert "version 2 cannot be loaded" in shown
+    done = {"generation": 1, "left": [], "trouble": None}
+    assert "release" not in rendered(status_lines(status_of(release="0.2.0", upgrade=done), Layout(200)), 200)
+
+
 def test_a_very_narrow_screen_breaks_lines_and_loses_nothing():
     shown = rendered(status_lines(status_of(), Layout(20)), 20)
     assert "12 of 19,000" in " ".join(shown.split())

@@ -6,6 +6,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "router"))
 
+from rig import Street
 from service_rig import Box
 from tally import Tally
 
@@ -33,6 +34,14 @@ def tally(request):
 def long(request):
     """Whether the long versions were asked for (`make faults`)."""
     return request.config.getoption("--long")
+
+
+@pytest.fixture
+def street(tmp_path):
+    """A router and stand-in workers."""
+    street = Street(tmp_path)
+    yield street
+    street.close()
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ class Controller:
         self.order = None
         self.acknowledging = True
         self.hellos, self.read_backs, self.batches = [], [], []
+        self.obeying = set()  # pids of routers that have read an order back
         self._news = threading.Condition()
         self._routers = []
         self._threads = []
@@ -110,11 +111,14 @@ class Controller:
         thread.start()
 
     def _listen(self, router):
-        messages = MessageReader()
+        messages, hello = MessageReader(), None
         with router, contextlib.suppress(OSError):
             while data := router.recv(1 << 20):
-                for body in messages.feed(data):
-                    self._take(router, decode_up(body))
+                for message in map(decode_up, messages.feed(data)):
+                    hello = message if isinstance(message, Hello) else hello
+                    if isinstance(message, ReadBack):
+                        self.obeying.add(hello.pid)
+                    self._take(router, message)
         with self._news:
             self._routers.remove(router)
 
@@ -198,6 +202,7 @@ class Street:
     ):
         self.controller = Controller(directory / "orders.sock")
         self.workers = [(worker or Worker)(directory, version) for version in versions]
+        self.heir = directory / "heir.sock"
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.address = self.listener.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
@@ -215,10 +220,19 @@ class Street:
             str(fd),
             "--orders",
             self.controller.path,
+            *(["--heir", str(self.heir)] if self.heir else []),
             "--settings",
             json.dumps(self.settings),
         ]
         self.router = subprocess.Popen([sys.executable, "-m", "deployctl.router", *arguments], pass_fds=[fd])
+
+    def succeed(self):
+        """A new router beside the old one; once it does what was ordered the old one is told to end. Gives the old process."""
+        old = self.router
+        self.start()
+        self.controller.wait(lambda: self.router.pid in self.controller.obeying)
+        old.send_signal(signal.SIGTERM)
+        return old
 
     def order(self, weight, *, candidate=True, fence=1, upstreams=None, **split):
         self.number += 1

@@ -19,6 +19,7 @@ import faulty_models
 from traffic_maker import Traffic
 
 from deployctl import journal
+from deployctl.errors import UnavailableError
 from deployctl.statedir import ServiceHome, running_pid
 from deployctl.wire.admin import AdminClient
 
@@ -88,6 +89,22 @@ def killing(box, *versions):
         thread.join(20)
 
 
+def children(pid):
+    """The processes that this one has started and not yet reaped; none of a process that is gone."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def command(pid):
+    """The command line of a process; [""] of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return [""]
+
+
 @dataclass(frozen=True)
 class Ran:
     """A command that has ended."""
@@ -126,6 +143,8 @@ class Box:
         self.state = Path(self._state.name)
         self.home = ServiceHome(self.state, NAME)
         self._begun = []
+        self.python = sys.executable
+        """Whose deployctl is typed."""
         (self.folder / "models").mkdir(parents=True, exist_ok=True)
         for label, model in MODELS.items():
             self.model_file(label).write_bytes(model)
@@ -194,7 +213,7 @@ class Box:
         """A command, until it ends."""
         began = time.monotonic()
         done = subprocess.run(
-            _argv(arguments),
+            self._argv(arguments),
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
@@ -208,7 +227,7 @@ class Box:
     def begin(self, *arguments):
         """A command that goes on beside the test."""
         process = subprocess.Popen(
-            _argv(arguments),
+            self._argv(arguments),
             env=self.environment,
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -218,6 +237,9 @@ class Box:
         )
         self._begun.append(process)
         return process
+
+    def _argv(self, arguments):
+        return [self.python, "-m", "deployctl", *map(str, arguments)]
 
     def up(self, manifest=None, *more):
         """The service runs when this returns."""
@@ -233,6 +255,16 @@ class Box:
         """What `status -o json` prints, asked where the command asks: it is quicker by a Python start."""
         with AdminClient(self.home.admin_socket, NAME) as client:
             return client.get("/v1/status", timeout=PATIENCE)
+
+    def another_controller(self, gone, within=3 * PATIENCE):
+        """Wait until one answers that is not this one; it has to read first what the other wrote, and the processor may be busy."""
+
+        def answers():
+            with suppress(UnavailableError):
+                return self.status()["pids"]["controller"] != gone
+            return False
+
+        wait_for(answers, within, "another controller")
 
     # -- what there is
 
@@ -291,7 +323,7 @@ class Box:
                 process.kill()
             process.communicate()
         if self.home.lock_file.exists() and (pid := self.supervisor):
-            for child in _children(pid):
+            for child in children(pid):
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGCONT)
             os.kill(pid, signal.SIGCONT)
@@ -309,11 +341,3 @@ CANARY = {
     "bake": "300ms",
     "stepTimeout": "30s",
 }
-
-
-def _argv(arguments):
-    return [sys.executable, "-m", "deployctl", *map(str, arguments)]
-
-
-def _children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

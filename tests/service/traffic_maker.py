@@ -10,6 +10,7 @@ import itertools
 import json
 import random
 import secrets
+import select
 import threading
 import time
 from collections import Counter
@@ -121,7 +122,8 @@ class Callers:
 
 
 class Traffic(Callers):
-    """`rate` requests a second, each on a connection that has nothing else to do. `on_answer` sees each of them.
+    """`rate` requests a second, each on a connection that has nothing else to do: a kept-alive one where there is one, or with `fresh`
+    a new one that is closed after its answer. `on_answer` sees each of them.
 
     With `bodies` one of them is sent each time, in place of one of each class. With `label_delay` this share of the requests gets the label of its row, so many seconds later (drawn from that range).
     """
@@ -137,9 +139,11 @@ class Traffic(Callers):
         on_answer=None,
         keep_answers=False,
         bodies=BODIES,
+        fresh=False,
     ):
         super().__init__(url, model)
         self.rate = rate
+        self.fresh = fresh
         self.answers = []
         self.in_flight = 0
         self._on_answer = on_answer
@@ -149,6 +153,7 @@ class Traffic(Callers):
         self._label_delay = label_delay
         self._labels = []
         self._free = []
+        self.open = set()
         self._numbers = itertools.count()
         self._run_id = secrets.token_hex(4)
         self._random = random.Random(7)
@@ -183,9 +188,10 @@ class Traffic(Callers):
         deadline = time.monotonic() + ANSWER_WITHIN
         while self.in_flight and time.monotonic() < deadline:  # noqa: ASYNC110 - a count, not an event
             await asyncio.sleep(0.01)
-        for connection in self._free:
+        for connection in tuple(self.open):
             connection.transport.close()
-        await asyncio.sleep(0)
+        while self.open and time.monotonic() < deadline + 1:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(TICK)
 
     def _send_one(self, now):
         row = self._random.randrange(len(self._bodies))
@@ -211,7 +217,7 @@ class Traffic(Callers):
     def _on_a_connection(self, request, answer):
         while self._free:
             connection = self._free.pop()
-            if connection.lost:
+            if connection.dropped:
                 continue
             if connection.idle_since < time.monotonic() - IDLE_AT_MOST:
                 connection.transport.close()
@@ -233,6 +239,9 @@ class Traffic(Callers):
         connection.ask(request, answer)
 
     def free(self, connection):
+        if self.fresh:
+            connection.transport.close()
+            return
         connection.idle_since = time.monotonic()
         self._free.append(connection)
 
@@ -250,6 +259,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
+        self.traffic.open.add(self)
+        self._news = select.poll()
+        self._news.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    @property
+    def dropped(self):
+        """Whether the other side has ended it, the kernel asked as well: what every pool of connections looks at before it uses one."""
+        return self.lost or bool(self._news.poll(0))
 
     def ask(self, request, answer):
         self._asking, self._answer = True, answer
@@ -270,6 +287,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, _error):
         self.lost = True
+        self.traffic.open.discard(self)
         if self._asking:
             self._end(FAILED, b"the connection was lost")
 

@@ -1,0 +1,30 @@
+"""Another release of deployctl: a virtual environment of its own, with this tree's package under another version."""
+
+import shutil
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import deployctl
+
+HERE = Path(deployctl.__file__).parent
+
+
+def install(folder, release, **changes):
+    """Give its interpreter. `changes` are made to files: name with __ for / → (what is there, what comes in its place)."""
+    venv.create(folder, symlinks=True, with_pip=False)
+    site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    package = site / "deployctl"
+    shutil.copytree(HERE, package)  # with what is compiled already
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    _change(package / "__init__.py", deployctl.__version__, release)
+    for name, (before, after) in changes.items():
+        _change(package / f"{name.replace('__', '/')}.py", before, after)
+    return folder / "bin" / "python"
+
+
+def _change(file, before, after):
+    text = file.read_text()
+    assert before in text, f"{before!r} is not in {file.name}"
+    file.write_text(text.replace(before, after))
