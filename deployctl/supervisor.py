@@ -231,8 +231,7 @@ class Supervisor:
                 # What it says goes nowhere now. It has served nobody yet, so that another one costs nothing.
                 before, worker.process = Child(worker.name, [], process=worker.process), None
                 self._leaving[worker_id] = self._background(self._let_go(before))
-            if worker.state != "failed":
-                worker.task = self._background(self._keep_worker(worker))
+            worker.task = self._background(self._keep_worker(worker))
 
     async def _keep_controller(self) -> None:
         """A controller at all times, each with a channel and a fencing number of its own."""

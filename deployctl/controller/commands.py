@@ -534,7 +534,7 @@ class Commands:
                 "several candidates were tried: name one (deployctl rollback NAME --to VERSION)"
             )
         async with self._starting:
-            if self._controller.last.id != shadowed.id:
+            if self._last_whole_one != shadowed:
                 raise ConflictError(
                     f"rollout {self._controller.last.id} has begun meanwhile: nothing was promoted"
                 )

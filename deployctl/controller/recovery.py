@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from deployctl.controller.loop import event_of, wall_time
-from deployctl.core.plan import Version
-from deployctl.core.rollout import Cause, Event, IllegalEventError, Kind
-from deployctl.core.service import Service, serve, with_event
+from deployctl.controller.fold import service_of
+from deployctl.controller.loop import wall_time
+from deployctl.core.rollout import Cause, Event, Kind
+from deployctl.core.service import Service
 from deployctl.errors import IntegrityError
 from deployctl.journal import Journal
 from deployctl.journal import recover as recover_journal
@@ -29,12 +29,12 @@ def recover(home: ServiceHome) -> Iterator[str]:
     Where nothing is damaged, nothing is done. Raises UnavailableError, and IntegrityError for a story that cannot be.
     """
     lost = "the journal was damaged after this; recovered without the rollout"
-    recovery = recover_journal(home.journal, lambda records: _ending(_service(home, records), lost))
+    recovery = recover_journal(home.journal, lambda records: _ending(service_of(records, home.journal), lost))
     if recovery is not None:
         proven = f"{len(recovery.records)} records are proven"
         yield f"{home.journal}: {recovery.damage}; kept as {recovery.kept}, {proven}"
     with Journal.open(home.journal) as journal:
-        service = _service(home, journal.records)
+        service = service_of(journal.records, home.journal)
         rollout = service.rollout if service else None
         if rollout is None or rollout.finished:
             return
@@ -46,20 +46,6 @@ def recover(home: ServiceHome) -> Iterator[str]:
                 journal.append(ending)
             kept = keep_aside(path)
             yield f"{str(error).partition(';')[0]}; kept as {kept}"
-
-
-def _service(home: ServiceHome, records: list[dict[str, Any]]) -> Service | None:
-    service: Service | None = None
-    for record in records:
-        if record["type"] != "served":
-            assert service is not None
-            try:
-                service = with_event(service, record["rollout"], event_of(record))
-            except IllegalEventError as error:
-                raise IntegrityError(f"{home.journal}: record {record['seq']}: {error}") from error
-        elif service is None:
-            service = serve(msgspec.convert(record["version"], Version), record["seq"])
-    return service
 
 
 def _ending(service: Service | None, why: str) -> Mapping[str, Any] | None:
