@@ -20,7 +20,7 @@ from deployctl.controller.workers import SupervisorLink
 from deployctl.core.metrics import METRICS
 from deployctl.core.plan import HUMAN, Phase, Plan, Version
 from deployctl.core.rollout import HALF_AN_ORDER, Cause, Event, Kind, Rollout, pass_step
-from deployctl.core.service import KEPT_LIVE
+from deployctl.core.service import KEPT_LIVE, KEPT_ROLLOUTS
 from deployctl.errors import (
     ConflictError,
     IntegrityError,
@@ -423,8 +423,8 @@ class Commands:
     def _still_kept(self, version: Version) -> None:
         if not self._controller.store.path(version.digest).is_file():
             raise InvalidError(
-                f"the model of version {version.version} is not kept any more (those of the {KEPT_LIVE} last live versions are); start a "
-                "rollout of its file: deployctl canary ramp FILE"
+                f"the model of version {version.version} is not kept any more (those of the last {KEPT_ROLLOUTS} rollouts and {KEPT_LIVE} live "
+                "versions are); start a rollout of its file: deployctl canary ramp FILE"
             )
 
     async def _go_to(self, target: Version, strategy: str, by: str, reason: str) -> Version | None:

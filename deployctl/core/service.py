@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from deployctl.core.plan import HUMAN, Phase, Plan, Split, Version
 from deployctl.core.rollout import Event, Rollout, apply, split_for, start, versions_for
 
-KEPT_LIVE = 5
-"""Versions that were live whose models are kept, the last ones: what `rollback --to` can go to, and a bound for the disk."""
+KEPT_LIVE, KEPT_ROLLOUTS = 5, 10
+"""Models are kept of so many versions that were live, and of all that were part of so many rollouts, the last ones: what
+`rollback --to` can go to, and a bound for the disk.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,9 @@ class Service:
 
     @property
     def kept(self) -> frozenset[str]:
-        """Digests of the models that somebody may still ask for: of the last rollout, and of the last versions that were live."""
-        last = self.rollout
-        tried = (last.plan.baseline, *last.plan.candidates) if last is not None else ()
+        """Digests of the models that somebody may still ask for: of the last rollouts, and of the last versions that were live."""
+        last = [rollout.plan for rollout in self.rollouts[-KEPT_ROLLOUTS:]]
+        tried = [version for plan in last for version in (plan.baseline, *plan.candidates)]
         promoted = [one.plan.candidate for one in self.rollouts if one.phase is Phase.PROMOTED]
         were_live = dict.fromkeys(reversed([self.base, *promoted]))
         good = [version for version in were_live if version != HUMAN][:KEPT_LIVE]

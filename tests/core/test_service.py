@@ -7,7 +7,7 @@ from plans import BASELINE, CANDIDATE, canary, event
 
 from deployctl.core.plan import HUMAN, Phase, Split, Version
 from deployctl.core.rollout import Cause, Event, IllegalEventError, Kind
-from deployctl.core.service import KEPT_LIVE, Service, serve, with_event
+from deployctl.core.service import KEPT_LIVE, KEPT_ROLLOUTS, Service, serve, with_event
 
 THIRD = Version("3", "sha256:" + "3" * 64)
 
@@ -137,23 +137,24 @@ def test_the_same_events_fold_to_the_same_service():
 
 def test_the_models_that_somebody_may_ask_for_are_kept_and_no_older_ones(life):
     """Eight promotions, a rollback after the last of them, and a candidate that failed in between."""
-    versions = [Version(str(number), f"sha256:{number:064}") for number in range(10, 19)]
+    versions = [Version(str(number), f"sha256:{number:064}") for number in range(10, 10 + KEPT_LIVE + 2)]
     live = BASELINE
-    for version in versions[:-1]:
+    for version in versions:
         life.rollout(live, version)
         life.happens(Kind.PROMOTED)
         life.happens(Kind.FINISHED)
         live = version
+    for tried in range(KEPT_ROLLOUTS):
+        assert BASELINE.digest in life.service.kept or tried >= KEPT_ROLLOUTS - len(versions)
         life.rollout(live, THIRD)
-        assert THIRD.digest in life.service.kept, "it is tried"
         life.happens(Kind.ROLLED_BACK)
+    assert life.service.kept == {version.digest for version in (*versions[-KEPT_LIVE:], THIRD)}
+    other = Version("other", f"sha256:{99:064}")
+    for _ in range(KEPT_ROLLOUTS):
         assert THIRD.digest in life.service.kept, "a person may still want it"
-    life.rollout(live, versions[-1])
-    life.happens(Kind.PROMOTED)
+        life.rollout(live, other)
+        life.happens(Kind.ROLLED_BACK)
     assert THIRD.digest not in life.service.kept
-    assert life.service.kept == {version.digest for version in versions[-KEPT_LIVE:]}
-    life.happens(Kind.ROLLED_BACK)
-    assert life.service.kept == {version.digest for version in versions[-KEPT_LIVE - 1 :]}
 
 
 def test_people_who_decide_have_no_model_to_keep():

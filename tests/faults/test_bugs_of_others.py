@@ -135,7 +135,8 @@ def test_a_restart_sends_nobody_to_a_canary_that_was_aborted(running):
 def test_an_abort_is_obeyed_although_a_full_promotion_was_asked_for(running):
     """argoproj/argo-rollouts#4461: with `promote --full` asked for and a candidate that is not healthy, `abort` was ignored."""
     _ramped_to_20_percent(running)
-    with killing(running, "2"), _full_promotion(running) as promoting:
+    # Once: one that ends again and again is given up, and nobody can promote it.
+    with killing(running, "2", at_most=1), _full_promotion(running) as promoting:
         back = running.run("rollback", NAME, "-o", "json")
         assert (back.code, back.json["changed"], back.json["weight"]) == (0, True, 0), back
         promoting.communicate(timeout=60)
@@ -148,7 +149,8 @@ def test_an_abort_is_obeyed_although_a_full_promotion_was_asked_for(running):
 def test_a_promotion_sends_nobody_more_to_a_version_that_is_broken_at_that_moment(running):
     """fluxcd/flagger#1932: the promotion copied the healthy canary to a primary that did not come up, and sent everybody there."""
     _ramped_to_20_percent(running)
-    with killing(running, "2"), _full_promotion(running) as promoting:
+    # Once: one that ends again and again is given up, and nobody can promote it.
+    with killing(running, "2", at_most=1), _full_promotion(running) as promoting:
         statuses = [running.status() for _ in range(10)]
     broken = [status for status in statuses if not status["pids"]["workers"].get("2")]
     assert {status["weight"] for status in broken} <= {20}

@@ -17,6 +17,7 @@ from two_controllers import FULL, Service
 
 from deployctl.controller import __main__ as process
 from deployctl.controller import recovery
+from deployctl.controller.fold import service_of
 from deployctl.controller.loop import Controller
 from deployctl.core.plan import Phase
 from deployctl.errors import Exit, IntegrityError
@@ -63,7 +64,7 @@ def _started(home):
 def _fold(home, data):
     """What whole lines of a journal add up to."""
     records = [json.loads(line[65:]) for line in data.splitlines()]
-    return records, recovery._service(home, records)
+    return records, service_of(records, home.journal)
 
 
 def _is_an_exact_prefix(home, before, damaged, *, start):

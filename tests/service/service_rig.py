@@ -4,6 +4,7 @@ Everything goes through `python -m deployctl`, real sockets and real processes; 
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -66,12 +67,12 @@ def alive(pid):
 
 
 @contextmanager
-def killing(box, *versions):
-    """SIGKILL for every worker of these versions as soon as there is one; gives how many there were so far."""
+def killing(box, *versions, at_most=math.inf):
+    """SIGKILL for every worker of these versions as soon as there is one, or for so many; gives how many there were so far."""
     over, ended = threading.Event(), set()
 
     def kill():
-        while not over.is_set():
+        while not over.is_set() and len(ended) < at_most:
             workers = box.status()["pids"]["workers"]
             for pid in filter(None, map(workers.get, versions)):
                 if alive(pid):
