@@ -378,9 +378,9 @@ def test_a_rollout_goes_on_after_down_and_up_with_the_evidence_it_had(box):
         following = box.begin("canary", "ramp", manifest, "-o", "json")
         seen = [following.stdout.readline()]
         assert box.run("resume", NAME, "-o", "json").json["changed"] is True
-        out, said = following.communicate(timeout=60)
-        assert following.returncode == 0, said
-        assert {json.loads(line)["rollout"] for line in seen + out.splitlines()} == {rollout}
+        seen += following.stdout.readlines()  # `communicate` would lose what is read ahead already
+        assert following.wait(60) == 0, following.stderr.read()
+        assert {json.loads(line)["rollout"] for line in seen} == {rollout}
     assert not traffic.failures
 
 
