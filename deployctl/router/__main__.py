@@ -63,6 +63,7 @@ async def serve(listener: socket.socket, orders: str, path: Path | None, setting
     heir = _heir(path)  # before we read anything back: then the router before us may be told to end
     controller = asyncio.ensure_future(link.stay_connected())
     beating = asyncio.ensure_future(server.pulse.beat())
+    watching = asyncio.ensure_future(server.mirror.watch(server.upstreams.links.values))
     clients = Connections(server.serve, settings.limits)
     ordered = asyncio.ensure_future(link.first_order.wait())
     stopped = asyncio.ensure_future(stop.wait())
@@ -83,6 +84,7 @@ async def serve(listener: socket.socket, orders: str, path: Path | None, setting
     server.upstreams.close()
     controller.cancel()
     beating.cancel()
+    watching.cancel()
     ordered.cancel()
 
 

@@ -34,6 +34,8 @@ MAX_BYTES = 16 * 1024 * 1024
 larger one may go when there is no other."""
 _EXPIRY = 0.010
 """Seconds by which a copy may outlive its deadline, so that one look at the clock ends several."""
+_LOOK = 0.1
+"""Seconds between two looks at which workers get the processor."""
 
 
 class Original(msgspec.Struct, eq=False):
@@ -193,6 +195,23 @@ class Mirror:
             del self._open[original.serial]
         return arms
 
+    def forgo(self, original: Original, *, answered_by: int, split: int) -> None:
+        """A copy would be compared with nothing: its request ran out of time because its worker was starved by others."""
+        self._expected_bytes -= original.size
+        del self._open[original.serial]
+        for copy in self._copies if split == self._number else ():
+            if copy.arm != answered_by:
+                self._dropped(copy.arm)
+
+    async def watch(self, links: Callable[[], Iterable[Link]]) -> None:
+        """Sees which of these workers, and of those that get copies, are starved. Never returns."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            if self._copies:
+                lanes = (link for lane in self._lanes.values() for link in lane.links)
+                for link in (*links(), *lanes):
+                    link.watch()
+
     def watermark(self, watermark: float) -> float:
         """The start of the oldest request with a copy still to be recorded; never after that of the requests."""
         oldest = next(iter(self._open.values()), None)
@@ -217,7 +236,8 @@ class Mirror:
 class Lane:
     """The copies of one version: those that are with its worker, and those that wait behind them.
 
-    A copy may wait for its turn as long as it may then take, and is 504 after either.
+    A copy may wait for its turn as long as it may then take, and is 504 after either; it counts as dropped if meanwhile its worker was
+    starved by others.
     """
 
     def __init__(
@@ -228,6 +248,8 @@ class Lane:
         dropped: Callable[[int], None],
     ) -> None:
         self.link = Link(upstream, _unnoticed)
+        self.links: tuple[Link, ...] = (self.link,)
+        """That to the worker of now, and that to the one before, which may have copies still."""
         self._pulse = pulse
         self.limit = 0
         self._ended = ended
@@ -259,6 +281,7 @@ class Lane:
     def move(self, upstream: Upstream) -> None:
         """The version has another worker: what the old one has not seen goes to that, the rest it finishes."""
         old, self.link = self.link, Link(upstream, _unnoticed)
+        self.links = self.link, old
         for call in old.take_unsent():
             copy = self._in_flight[call.stream][1]
             self._in_flight[copy.stream] = self.link, copy
@@ -292,8 +315,16 @@ class Lane:
         latency = (self._pulse.now() - copy.since) * 1000
         if copy.since <= self._pulse.woke_at:
             status, answer = CLIENT_LEFT, None  # it was held up while this process did not run: no evidence
+        elif status == 504 and self._was_starved(copy):
+            status = CLIENT_LEFT
+            self._dropped(copy.arm)
         read = () if answer is None else (answer.null, answer.prediction, answer.confidence)
         self._ended(copy.original, Ended(copy.arm, latency, status, *read))
+
+    def _was_starved(self, copy: Duplicate) -> bool:
+        """Whether the worker that had this copy, or those that it waited behind, was starved by others."""
+        began = copy.deadline - 2 * copy.timeout
+        return any(link.was_starved(began, copy.timeout) for link in self.links)
 
     def _send_soon(self) -> None:
         if self._waiting and not self._sending:

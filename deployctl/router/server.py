@@ -436,6 +436,11 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
         self._record(status, latency)
         self.server.upstreams.finished(self)
 
+    def _was_starved(self) -> bool:
+        """Whether others had the processor that its worker waited for: its copy would come when they are done."""
+        link, _ = self.server.upstreams.in_flight[self.stream]
+        return link.was_starved(self.start, self.deadline - self.start)
+
     def _latency(self) -> float:
         """Milliseconds until now. An exchange stays in flight until it is recorded: the watermark waits for it."""
         return (self.server.pulse.now() - self.start) * 1000
@@ -454,6 +459,9 @@ class Exchange(msgspec.Struct, kw_only=True, eq=False):
         self.awaited = False
         server, original = self.server, self.original
         copies = 0
+        if original is not None and status == 504 and self._was_starved():
+            server.mirror.forgo(original, answered_by=self.arm, split=self.split)
+            original = self.original = None
         if original is not None:
             copies = server.mirror.copy(original, self.body, answered_by=self.arm, split=self.split)
         outcome = Outcome(

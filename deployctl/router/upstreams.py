@@ -7,15 +7,19 @@ neither here nor to another version.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Protocol, cast
 
 from deployctl.wire.frames import Answer, FrameError, FrameReader, decode_answer
 from deployctl.wire.orders import Upstream
+from deployctl.wire.priority import ENOUGH, Starvation
 
 _RECONNECT = 0.02  # seconds between two attempts
 _WRITE = 256 * 1024  # bytes joined into one write
+_CREDENTIALS = struct.Struct("3i")  # of unix(7): process, user, group
 
 
 class Call(Protocol):
@@ -45,6 +49,7 @@ class Link(asyncio.Protocol):
         self._changed = changed
         self._unsent: dict[int, Call] = {}
         self._transport: asyncio.WriteTransport | None = None
+        self._starvation: Starvation | None = None
         self._frames = FrameReader()
         self._writable = False
         self._flushing = False
@@ -89,6 +94,20 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def watch(self) -> None:
+        """To be called ten times a second or so where `was_starved` is to know something."""
+        if self.pending and self._starvation is not None:
+            self._starvation.look(monotonic())
+
+    def was_starved(self, since: float, timeout: float) -> bool:
+        """Whether the worker waited for a processor that others had, from `since` on (CLOCK_MONOTONIC), for so long that a call that may
+        take `timeout` seconds can be late for that reason alone.
+        """
+        if self._starvation is None:
+            return False
+        self._starvation.look(monotonic())
+        return self._starvation.waited(since) > ENOUGH * timeout
+
     # -- the connection
 
     async def _stay_connected(self) -> None:
@@ -104,6 +123,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
+        self._starvation = _starvation(transport)
         self._frames = FrameReader()
         self._writable = True
         self._changed()
@@ -230,3 +250,13 @@ class Upstreams:
                 return
             link.drop(call)
             call.expired()
+
+
+def _starvation(transport: asyncio.BaseTransport) -> Starvation | None:
+    """Of the process at the other end, where the system tells which that is."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    peer = transport.get_extra_info("socket").getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+    )
+    return Starvation(_CREDENTIALS.unpack(peer)[0])

@@ -18,6 +18,7 @@ import msgspec
 from deployctl.errors import DeployctlError, Exit, InvalidError
 from deployctl.serving.settings import Settings
 from deployctl.wire.lifeline import die_with_parent
+from deployctl.wire.priority import step_back
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
     arguments = _arguments()
     try:
         settings = _settings(arguments.settings)
-        priority = _step_back() if settings.idle else "normal"
+        priority = step_back() if settings.idle else "normal"
         return _serve(settings, priority, arguments.socket, arguments.report_fd)
     except DeployctlError as error:
         message = " ".join(str(error).split())
@@ -76,15 +77,6 @@ def _settings(text: str) -> Settings:
         return msgspec.json.decode(text, type=Settings)
     except msgspec.DecodeError as error:
         raise InvalidError(f"worker settings: {error}") from error
-
-
-def _step_back() -> str:
-    """Leaves the processor to everybody else, and says how."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # threads that libraries start inherit it
-    except (AttributeError, OSError):  # no such policy on this system, or not for us
-        return f"nice {os.nice(19)}"
-    return "idle"
 
 
 def _report(descriptor: int, report: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 
 import uvloop
 
@@ -27,7 +28,7 @@ class Worker(asyncio.Protocol):
     def data_received(self, data):
         self.transport.write(b"".join(filter(None, map(self.answer, self.frames.feed(data)))))
 
-    def answer(self, frame):
+    def answer(self, frame):  # noqa: C901 - a list of wishes
         request = decode_request(frame)
         if request.kind is Kind.METADATA:
             return self.say(request, {"name": "m", "version": self.version})
@@ -44,6 +45,11 @@ class Worker(asyncio.Protocol):
                     wish["seconds"], lambda: self.transport.write(self.say(request, {"slow": True}))
                 )
                 return None
+            case "spin":  # of the time of a processor
+                until = time.process_time() + wish["seconds"]
+                while time.process_time() < until:
+                    pass
+                return self.say(request, {"spun": True})
             case "crash":
                 os._exit(1)
             case "garbage":

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from hashlib import blake2b
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from real_worker import RealWorker
-from rig import Load, Street, do, request, rows
+from rig import Load, Street, Worker, do, request, rows
 
 from deployctl.core.plan import Copy
 from deployctl.router.mirror import MAX_BYTES, MAX_WAITING
@@ -284,6 +286,76 @@ def test_in_a_crowd_copies_are_the_first_to_go(make_street):
     taken = [street.controller.outcome_of(f"r{n}").copies for n in range(4)]
     assert sorted(taken) == [0, 0, SHADOW, SHADOW]
     assert street.controller.batches[-1].mirror_dropped == {CANDIDATE: 2}
+
+
+# -- a machine with other things to do
+
+
+@pytest.fixture
+def share_one_processor():
+    """Puts a process on one processor with others that never pause."""
+    others = []
+
+    def share(process):
+        processor = {min(os.sched_getaffinity(0))}
+        os.sched_setaffinity(process, processor)
+        for _ in range(6):
+            others.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            os.sched_setaffinity(others[-1].pid, processor)
+
+    yield share
+    for other in others:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities and waits are asked of Linux")
+def test_a_copy_that_waits_for_the_processor_is_dropped_and_says_nothing_about_its_version(
+    street, share_one_processor
+):
+    street.mirror(copy_timeout=0.5, copy_limit=100)
+    os.sched_setscheduler(street.workers[1].process.pid, os.SCHED_IDLE, os.sched_param(0))
+    share_one_processor(street.workers[1].process.pid)
+    assert {answer.status for answer in ask_all(street, [do("spin", by="2", seconds=0.05)] * 40)} == {200}
+    settled(street)
+    seen = Counter(copy.status for copy in mirrored(street))
+    assert seen[504] == 0
+    assert seen[499] > 30
+    assert street.controller.batches[-1].mirror_dropped == {CANDIDATE: seen[499]}
+    check_books(street.controller.batches)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities and waits are asked of Linux")
+def test_so_is_one_that_waits_with_the_worker_that_its_version_has_just_left(
+    street, share_one_processor, tmp_path
+):
+    street.mirror(copy_timeout=1.0, copy_limit=100)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    starved, another = street.workers[1], Worker(elsewhere, "2")
+    os.sched_setscheduler(starved.process.pid, os.SCHED_IDLE, os.sched_param(0))
+    share_one_processor(starved.process.pid)
+    ask_all(street, [do("spin", by="2", seconds=0.2)] * 40)
+    street.workers[1] = another
+    street.mirror(copy_timeout=1.0, copy_limit=100)
+    settled(street)
+    starved.kill()
+    seen = Counter(copy.status for copy in mirrored(street))
+    assert (seen[504], seen[499] > 30) == (0, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities and waits are asked of Linux")
+def test_a_request_whose_worker_waited_for_the_processor_is_compared_with_nothing(
+    make_street, share_one_processor
+):
+    """Its copy would come when the machine has recovered."""
+    street = make_street(timeout=1.0)
+    street.mirror()
+    share_one_processor(street.workers[0].process.pid)
+    assert street.infer(do("spin", by="1", seconds=0.5), x_request_id="r").status == 504
+    row = street.controller.outcome_of("r")
+    assert (row.status, row.copies) == (504, 0)
+    assert street.controller.batches[-1].mirror_dropped == {CANDIDATE: 1}
 
 
 # -- orders

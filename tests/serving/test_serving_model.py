@@ -168,16 +168,15 @@ def test_damaged_models_fail_with_our_errors_or_load(tmp_path):
 THREADS = """
 import os, numpy
 before = len(os.listdir("/proc/self/task"))
-import {module}
-print(len(os.listdir("/proc/self/task")) - before)
+import deployctl.serving.model
+print(len(os.listdir("/proc/self/task")) - before, os.environ["ORT_DISABLE_TELEMETRY"])
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-@pytest.mark.parametrize(("module", "threads"), [("deployctl.serving.model", 0), ("onnxruntime", 1)])
-def test_the_runtime_reports_to_nobody(module, threads):
-    """Left to itself, onnxruntime starts a thread with its import that sends to its makers what it sees."""
+def test_the_runtime_reports_to_nobody():
+    """Left to itself, onnxruntime may start a thread with its import that sends to its makers what it sees."""
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    argv = [sys.executable, "-c", THREADS.format(module=module)]
+    argv = [sys.executable, "-c", THREADS]
     child = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
-    assert int(child.stdout) == threads
+    assert child.stdout.split() == ["0", "1"]
