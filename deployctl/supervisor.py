@@ -25,6 +25,7 @@ from deployctl.errors import ConflictError, DeployctlError, Exit, UnavailableErr
 from deployctl.handover import Adopted, Handover, Held, Process
 from deployctl.statedir import ServiceHome, ServiceLock
 from deployctl.wire.lifeline import child_environment
+from deployctl.wire.priority import step_back
 
 BACKLOG = 4096
 STOP_SECONDS = 10.0
@@ -544,6 +545,10 @@ async def _start_worker(worker: WorkerChild, report: int) -> bool:
         return False
     finally:
         os.close(report)
+    if worker.settings.get("idle"):
+        step_back(
+            worker.process.pid
+        )  # it will say so itself; but its start is a quarter of a second of processor
     return True
 
 

@@ -1,6 +1,7 @@
 """Options that the whole suite knows."""
 
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,17 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so does a shell's `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+ALONE = ("service", "faults/test_poison_models.py", "test_digits.py", "test_phones.py")
+"""Whole services with clocks, whose stories on two processors another test beside them changes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and item.path.relative_to(here).as_posix().startswith(ALONE):
+            item.add_marker("alone")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

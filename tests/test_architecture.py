@@ -77,7 +77,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # tells the manifest loader which engines and label sources there are
     "controller.commands": ({"core", "errors", "labels", "manifest", "traffic"}, set()),
     # both ends of the tie between it and its children
-    "supervisor": ({"errors", "statedir", "handover", "wire.lifeline"}, set()),
+    "supervisor": ({"errors", "statedir", "handover", "wire.lifeline", "wire.priority"}, set()),
     "handover": ({"errors", "wire.lifeline"}, set()),
     # imports the code of every process by name, and only to see that it is there
     "rehearsal": ({"controller.fold", "errors", "handover", "journal", "statedir", "wire.lifeline"}, set()),

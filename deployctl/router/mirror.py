@@ -32,8 +32,10 @@ MAX_WAITING = 256
 MAX_BYTES = 16 * 1024 * 1024
 """Of the bodies of all copies that one version has or waits for, and of those whose requests are not answered yet; a single
 larger one may go when there is no other."""
+_REST = 0.020
+"""Seconds between two looks at the answers of one version while no copy waits for its turn. A worker says itself when it had them."""
 _EXPIRY = 0.010
-"""Seconds by which a copy may outlive its deadline, so that one look at the clock ends several."""
+"""Seconds after which copies without an answer are looked at together."""
 _LOOK = 0.1
 """Seconds between two looks at which workers get the processor."""
 
@@ -230,7 +232,26 @@ class Mirror:
         original.unrecorded -= 1
         if not original.unrecorded:
             del self._open[original.serial]
-        self._outcomes.record(original.outcome._replace(mirrored=True, copies=0, **ended._asdict()))
+        of = original.outcome
+        self._outcomes.record(
+            Outcome(
+                of.id,
+                of.key,
+                ended.arm,
+                of.split,
+                of.start,
+                ended.latency,
+                ended.status,
+                ended.null,
+                of.explicit,
+                ended.prediction,
+                of.serial,
+                True,  # a copy
+                0,
+                ended.confidence,
+                of.input,
+            )
+        )
 
 
 class Lane:
@@ -247,7 +268,7 @@ class Lane:
         ended: Callable[[Original, Ended], None],
         dropped: Callable[[int], None],
     ) -> None:
-        self.link = Link(upstream, _unnoticed)
+        self.link = Link(upstream, _unnoticed, _REST)
         self.links: tuple[Link, ...] = (self.link,)
         """That to the worker of now, and that to the one before, which may have copies still."""
         self._pulse = pulse
@@ -280,7 +301,8 @@ class Lane:
 
     def move(self, upstream: Upstream) -> None:
         """The version has another worker: what the old one has not seen goes to that, the rest it finishes."""
-        old, self.link = self.link, Link(upstream, _unnoticed)
+        old, self.link = self.link, Link(upstream, _unnoticed, _REST)
+        old.read_now()
         self.links = self.link, old
         for call in old.take_unsent():
             copy = self._in_flight[call.stream][1]
@@ -312,7 +334,13 @@ class Lane:
     def _end(self, copy: Duplicate, status: int, answer: Answer | None = None) -> None:
         self._bytes -= copy.size
         copy.body = b""
-        latency = (self._pulse.now() - copy.since) * 1000
+        now = self._pulse.now()
+        if answer is not None:
+            if answer.ended > copy.deadline:
+                status, answer = 504, None
+            elif not math.isnan(answer.ended):
+                now = answer.ended
+        latency = (now - copy.since) * 1000
         if copy.since <= self._pulse.woke_at:
             status, answer = CLIENT_LEFT, None  # it was held up while this process did not run: no evidence
         elif status == 504 and self._was_starved(copy):
@@ -341,11 +369,14 @@ class Lane:
             self._in_flight[copy.stream] = self.link, copy
             self.link.send(copy)
             self._watch(copy.deadline)
+        if self._waiting:
+            for link in self.links:
+                link.read_now()
 
     def _watch(self, deadline: float) -> None:
         """One timer for all. Copies end in the order in which they were taken, so it is due with the first of them."""
         if self._timer is None:
-            seconds = max(deadline - monotonic(), _EXPIRY)
+            seconds = max(deadline - monotonic(), 0.0) + _REST + _EXPIRY
             self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
 
     def _expire(self) -> None:
@@ -355,7 +386,7 @@ class Lane:
             self._end(self._waiting.popleft(), 504)
         while self._in_flight:
             link, copy = next(iter(self._in_flight.values()))
-            if copy.deadline > now:
+            if copy.deadline + _REST > now:  # its answer may be there, and not be read yet
                 break
             link.drop(copy)
             copy.expired()

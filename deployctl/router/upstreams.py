@@ -40,15 +40,20 @@ class Call(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """The connection to one version's worker, and every call that is with it or waits for it."""
+    """The connection to one version's worker, and every call that is with it or waits for it.
 
-    def __init__(self, upstream: Upstream, changed: Callable[[], None]) -> None:
+    `rest`: seconds for which nothing is read after answers were, where several at once cost less and nobody waits for one.
+    """
+
+    def __init__(self, upstream: Upstream, changed: Callable[[], None], rest: float = 0.0) -> None:
         self.upstream = upstream
         self.pending: dict[int, Call] = {}
         self.pending_bytes = 0
         self._changed = changed
         self._unsent: dict[int, Call] = {}
-        self._transport: asyncio.WriteTransport | None = None
+        self._rest = rest
+        self._resting: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
         self._starvation: Starvation | None = None
         self._frames = FrameReader()
         self._writable = False
@@ -89,8 +94,17 @@ class Link(asyncio.Protocol):
         if not self.pending:
             self.close()
 
+    def read_now(self) -> None:
+        """Ends a rest: somebody waits after all."""
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
     def close(self) -> None:
         self._life.cancel()
+        self.read_now()
         if self._transport is not None:
             self._transport.close()
 
@@ -122,7 +136,7 @@ class Link(asyncio.Protocol):
             await asyncio.sleep(_RECONNECT)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport = cast("asyncio.Transport", transport)
         self._starvation = _starvation(transport)
         self._frames = FrameReader()
         self._writable = True
@@ -131,6 +145,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._transport = None
+        self.read_now()
         self._writable = False
         self._gone.set()
         for call in [call for stream, call in self.pending.items() if stream not in self._unsent]:
@@ -158,6 +173,15 @@ class Link(asyncio.Protocol):
         except (FrameError, ValueError):  # a worker that writes no frames is as good as dead
             if self._transport is not None:
                 self._transport.abort()
+            return
+        if (
+            self._rest
+            and self._resting is None
+            and self._transport is not None
+            and not self._transport.is_closing()
+        ):
+            self._transport.pause_reading()
+            self._resting = asyncio.get_running_loop().call_later(self._rest, self.read_now)
 
     def _flush(self) -> None:
         self._flushing = False

@@ -55,6 +55,10 @@ class ModelFailure(Exception):  # noqa: N818  # an event in the model's life, an
     """The model raised on tensors that fit its signature; the message holds nothing of the input."""
 
 
+class Stopped(ModelFailure):
+    """Its time was over."""
+
+
 class Model:
     """A loaded and warmed model. `inputs` and `outputs` are its signature, `warm_up` what it said to zeros.
 
@@ -170,7 +174,7 @@ class Model:
     def _failure(self, error: Exception) -> ModelFailure:
         """Where the model failed, without the rest of onnxruntime's message: it may quote values of the input."""
         if _STOPPED in str(error):
-            return ModelFailure("the model was stopped: its time was over")
+            return Stopped("the model was stopped: its time was over")
         if is_out_of_memory(error):
             return ModelFailure(f"the model failed: MemoryError; it may take {self._memory}")
         node = _FAILED_NODE.search(str(error))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from deployctl.errors import UnavailableError
-from deployctl.serving.model import Model, ModelFailure
+from deployctl.serving.model import Model, ModelFailure, Stopped
 from deployctl.serving.prediction import Reader
 from deployctl.serving.settings import Settings
 from deployctl.wire import oip
@@ -76,7 +76,8 @@ class Worker:
         except BadRequest as error:
             return self._failed(request, request_id, error.status, error.message)
         except ModelFailure as error:
-            return self._failed(request, request_id, 500, str(error))
+            # Stopped at its deadline it is 504, whether the router or this worker looks at the clock first.
+            return self._failed(request, request_id, 504 if isinstance(error, Stopped) else 500, str(error))
         except Exception as error:  # noqa: BLE001  # the outermost loop: one request must not end the others
             return self._failed(request, request_id, 500, f"the worker failed: {type(error).__name__}")
 
@@ -264,7 +265,7 @@ class Link(asyncio.Protocol):
             # Past its deadline the router has answered 504: nobody reads what would be said here.
             if request.deadline < now:
                 continue
-            answer = encode_answer(self._server.worker.answer(request))
+            answer = encode_answer(self._server.worker.answer(request), time.monotonic())
             answers.append(answer)
             size += len(answer)
         if answers:

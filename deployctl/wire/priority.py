@@ -25,12 +25,16 @@ _REMEMBERED = 4096
 """Looks; at ten in a second more than six minutes."""
 
 
-def step_back() -> str:
-    """Leaves the processor to everybody else, and says whether it does: only where the kernel counts what that costs this process."""
+def step_back(process: int = 0) -> str:
+    """Has a process (0: this one) leave the processor to everybody else, and says whether it does: only where the kernel counts what that
+    costs it.
+    """
     if not Path("/proc/self/schedstat").exists():
         return "normal"
     try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # threads that libraries start inherit it
+        os.sched_setscheduler(
+            process, os.SCHED_IDLE, os.sched_param(0)
+        )  # threads that libraries start inherit it
     except (AttributeError, OSError):  # no such policy on this system, or not for us
         return "normal"
     return "idle"

@@ -10,6 +10,8 @@ from pathlib import Path
 import rig
 from onnx import TensorProto, helper
 
+from deployctl.wire.priority import step_back
+
 
 class RealWorker(rig.Worker):
     """`python -m deployctl.serving` with a model that adds its version to what it is given."""
@@ -34,6 +36,8 @@ class RealWorker(rig.Worker):
             [sys.executable, "-m", "deployctl.serving", *arguments], pass_fds=[report]
         )
         os.close(report)
+        if self.idle:
+            step_back(self.process.pid)  # as the supervisor does
         with os.fdopen(end) as reports:
             assert "ready" in json.loads(reports.readline())
 

@@ -78,6 +78,7 @@ class Worker(asyncio.Protocol):
         binary=0,
         size=0,
         confidence=0.5,
+        late=0.0,
     ):
         encoded = json.dumps(body).encode() + b" " * size
         return encode_answer(
@@ -91,7 +92,8 @@ class Worker(asyncio.Protocol):
                 confidence=confidence,
                 json_length=len(encoded) if binary else NO_BINARY,
                 encoding=request.encoding,
-            )
+            ),
+            time.monotonic() + late,
         )
 
 

@@ -166,6 +166,25 @@ def test_a_copy_has_the_row_of_its_request_and_an_answer_of_its_own(street):
     assert (asked.confidence, copy.confidence) == (0.5, 0.25)
 
 
+def test_the_worker_says_how_long_a_copy_took_and_not_the_router_that_looks_now_and_then(street):
+    street.mirror()
+    ask_all(street, [do("answer", by="2", late=-1e-3)] * 3)
+    ask_all(street, [do("answer", by="2", late=0.25)] * 3)
+    settled(street)
+    early, late = (
+        [copy.latency for copy in mirrored(street) if not is_last(copy)][part]
+        for part in (slice(3), slice(3, 6))
+    )
+    assert max(early) < 20
+    assert min(late) > 250
+
+
+def test_a_copy_that_was_answered_after_its_deadline_is_504(street):
+    street.mirror(copy_timeout=0.5)
+    assert street.infer(do("answer", by="2", late=0.6), x_request_id="r").status == 200
+    assert street.controller.copies_of("r")[CANDIDATE].status == 504
+
+
 def test_a_null_of_a_copy_is_recorded_as_its_worker_saw_it(street):
     street.mirror()
     street.infer(do("answer", by="2", null=True, prediction=None), x_request_id="r")

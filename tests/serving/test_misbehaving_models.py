@@ -47,7 +47,7 @@ def test_an_inference_that_never_ends_is_stopped_after_its_deadline_and_the_next
         next_one = connection.send(ROW, deadline=time.monotonic() + 30)
         stopped, answered = connection.receive(2)
         assert (stopped.status, json.loads(stopped.body)["error"]) == (
-            500,
+            504,
             "the model was stopped: its time was over",
         )
         assert (answered.stream, answered.status) == (next_one, 200), late
