@@ -1,6 +1,6 @@
 """What a shadow costs the callers, and what its columns cost the router. Windows with and without it take turns.
 
-    python benchmarks/mirror.py [--pairs 15] [--rate 300] [--only fast,slow,hang,crash] [--peer CHECKOUT]
+    python benchmarks/mirror.py [--pairs 15] [--rate 300] [--live 0,2] [--only fast,slow,hang,crash] [--peer CHECKOUT]
 
 Prints a table and writes benchmarks/results/mirror.json. `--peer` is another checkout, whose router takes turns with this one's
 under wrk; without it, or without wrk, that part is left out. See README.md here for how each number is taken.
@@ -40,15 +40,11 @@ from deployctl.core.plan import Copy  # noqa: E402 - as above
 TIMEOUT = 0.5
 WARM_UP = 0.5
 """Seconds of traffic before each window that are not counted."""
-SLOW_MS = 10
 SHADOWS = {
-    "fast": ("as fast as the live one", lambda: faulty_models.sound("fast")),
-    "slow": (
-        f"{SLOW_MS} ms for each, ten times as long as a call takes",
-        lambda: faulty_models.slow(SLOW_MS),
-    ),
-    "hang": ("that never answers", faulty_models.hanging),
-    "crash": ("that is killed every second", lambda: faulty_models.sound("crash")),
+    "fast": "as fast",
+    "slow": "ten times slower",
+    "hang": "that never answers",
+    "crash": "killed every second",
 }
 LUA = """wrk.method = "POST"
 wrk.body = '%s'
@@ -59,15 +55,19 @@ class Classifier(RealWorker):
     """A model of the street; every version but the live one works at idle priority."""
 
     output = "probabilities"
+    live_ms = 0.0
+    """What the live version burns for each request; 0: next to nothing, a call takes about a millisecond then."""
 
     @property
     def idle(self) -> bool:
         return self.version != "1"
 
     def content(self) -> bytes:
-        if self.version == "1":
-            return faulty_models.sound("1")
-        return SHADOWS[self.version][1]()
+        if self.version == "slow":
+            return faulty_models.slow(10 * (self.live_ms or 1.0))
+        if self.version == "hang":
+            return faulty_models.hanging()
+        return faulty_models.slow(self.live_ms) if self.live_ms else faulty_models.sound(self.version)
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Number:
         low, _, high = statistics.quantiles(self.ratios, n=4)
         verdict = "" if self.target is None else f"at most {self.target:g}"
         return (
-            f"{self.name:<48} x{self.median:6.3f} [{low:.3f}-{high:.3f}] {verdict:<13} {'ok' if self.holds else 'MISSED':<7}"
+            f"{self.name:<62} x{self.median:6.3f} [{low:.3f}-{high:.3f}] {verdict:<13} {'ok' if self.holds else 'MISSED':<7}"
             f"{statistics.median(self.without_it):9.3g} {statistics.median(self.with_it):9.3g} {self.unit:<4} "
             f"failed {self.failed}, {len(self.ratios)} pairs, load {statistics.median(self.load):.1f} {self.remark}"
         )
@@ -158,19 +158,22 @@ class Bench:
         return number
 
 
-def shadows(kinds: list[str], pairs: int, rate: float, seconds: float) -> Iterator[Number]:
+def shadows(kinds: list[str], pairs: int, rate: float, seconds: float, live_ms: float) -> Iterator[Number]:
+    beside = f"p99 beside a live version of {live_ms:g} ms:" if live_ms else "p99 beside a tiny live version:"
+    kind_of_worker = type("Live", (Classifier,), {"live_ms": live_ms})
     with tempfile.TemporaryDirectory(prefix="dctl-mirror") as folder:
         key = Path(folder, "input.key")
         key.write_bytes(os.urandom(32))
-        settings: dict[str, Any] = {"timeout": TIMEOUT, "input_key": str(key), "worker": Classifier}
+        settings: dict[str, Any] = {"timeout": TIMEOUT, "input_key": str(key), "worker": kind_of_worker}
         street = rig.Street(Path(folder), order=False, versions=("1", *SHADOWS), **settings)
         try:
             spawn = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, spawn) as callers:
                 bench = Bench(street, callers, rate, seconds)
-                yield bench.pairs(Number("p99: nothing beside nothing", None), None, pairs)
+                yield bench.pairs(Number(f"{beside} nothing", None), None, pairs)
                 for kind in kinds:
-                    yield bench.pairs(Number(f"p99 with a shadow {SHADOWS[kind][0]}", 1.05), kind, pairs)
+                    name = f"{beside} a shadow {SHADOWS[kind]}"
+                    yield bench.pairs(Number(name, 1.05), kind, pairs)
         finally:
             street.close()
 
@@ -254,15 +257,17 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--rate", type=float, default=300.0)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--live", default="0,2", help="milliseconds that the live version burns; 0: tiny")
     parser.add_argument("--only", default=",".join(SHADOWS), help=f"some of {','.join(SHADOWS)}")
     parser.add_argument("--peer", type=Path, help="another checkout, whose router is the measure for ours")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "mirror.json")
     given = parser.parse_args()
     kinds = [kind for kind in SHADOWS if kind in given.only.split(",")]
     numbers: list[Number] = []
-    for number in shadows(kinds, given.pairs, given.rate, given.seconds) if kinds else ():
-        numbers.append(number)
-        print(number.row(), flush=True)
+    for live_ms in map(float, given.live.split(",") if kinds else ()):
+        for number in shadows(kinds, given.pairs, given.rate, given.seconds, live_ms):
+            numbers.append(number)
+            print(number.row(), flush=True)
     if given.peer is not None and shutil.which("wrk"):
         for number in throughput(given.peer.resolve(), given.pairs, given.seconds / 2):
             numbers.append(number)

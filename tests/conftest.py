@@ -17,7 +17,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so does a shell's `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-ALONE = ("service", "faults/test_poison_models.py", "test_digits.py", "test_phones.py")
+ALONE = (
+    "service/test_examples.py",
+    "service/test_service_life.py",
+    "faults/test_poison_models.py",
+    "test_digits.py",
+)
 """Whole services with clocks, whose stories on two processors another test beside them changes."""
 
 
