@@ -1,6 +1,6 @@
 """What a shadow costs the callers, and what its columns cost the router. Windows with and without it take turns.
 
-    python benchmarks/mirror.py [--pairs 15] [--rate 300] [--live 0,2] [--only fast,slow,hang,crash] [--peer CHECKOUT]
+    python benchmarks/mirror.py [--pairs 15] [--rate 300] [--live 0] [--only fast,slow,hang,crash] [--peer CHECKOUT]
 
 Prints a table and writes benchmarks/results/mirror.json. `--peer` is another checkout, whose router takes turns with this one's
 under wrk; without it, or without wrk, that part is left out. See README.md here for how each number is taken.
@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
-from contextlib import chdir
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ SHADOWS = {
     "hang": "that never answers",
     "crash": "killed every second",
 }
+BURNER = "burner"
 LUA = """wrk.method = "POST"
 wrk.body = '%s'
 """
@@ -116,6 +117,17 @@ def window(url: str, rate: float, seconds: float) -> tuple[list[float], int]:
     return [answer.latency * 1000 for answer in answers], len(traffic.failures)
 
 
+@contextmanager
+def burning() -> Iterator[None]:
+    """A process that takes what nobody else wants of one processor."""
+    code = "from deployctl.wire.priority import step_back; step_back()\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as burner:
+        try:
+            yield
+        finally:
+            burner.kill()
+
+
 def p99(values: list[float]) -> float:
     ordered = sorted(values)
     return ordered[math.ceil(0.99 * len(ordered)) - 1]
@@ -134,9 +146,13 @@ class Bench:
         """The p99 (ms) of a window in which this shadow gets a copy of everything, and how many requests failed."""
         street = self.street
         street.controller.batches.clear()
-        copies = () if shadow is None else (Copy(1, self.worker(shadow).as_version),)
+        copies = () if shadow in (None, BURNER) else (Copy(1, self.worker(shadow).as_version),)
         street.split(0.0, mirror=100.0, copies=copies, candidate=False, copy_timeout=TIMEOUT)
-        calling = self.callers.submit(window, street.url, self.rate, self.seconds)
+        with burning() if shadow == BURNER else nullcontext():
+            return self._call(shadow)
+
+    def _call(self, shadow: str | None) -> tuple[float, int]:
+        calling = self.callers.submit(window, self.street.url, self.rate, self.seconds)
         while wait([calling], timeout=1.0).not_done:
             if shadow == "crash":  # from this thread: a worker does not outlive the one that started it
                 self.worker("crash").kill()
@@ -171,6 +187,7 @@ def shadows(kinds: list[str], pairs: int, rate: float, seconds: float, live_ms: 
             with ProcessPoolExecutor(1, spawn) as callers:
                 bench = Bench(street, callers, rate, seconds)
                 yield bench.pairs(Number(f"{beside} nothing", None), None, pairs)
+                yield bench.pairs(Number(f"{beside} a burner, no shadow", None), BURNER, pairs)
                 for kind in kinds:
                     name = f"{beside} a shadow {SHADOWS[kind]}"
                     yield bench.pairs(Number(name, 1.05), kind, pairs)
@@ -234,8 +251,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def throughput(peer: Path, pairs: int, seconds: float) -> Iterator[Number]:
-    orders: dict[str, tuple[float, Callable[[rig.Street], object]]] = {
-        "no rollout": (1.10, lambda street: street.split(0.0, candidate=False)),
+    # Without a rollout nothing is kept of a request but that it was: this line says what else has changed.
+    orders: dict[str, tuple[float | None, Callable[[rig.Street], object]]] = {
+        "no rollout": (None, lambda street: street.split(0.0, candidate=False)),
         "a rollout at 50 %": (1.10, lambda street: street.split(50.0)),
     }
     with tempfile.TemporaryDirectory(prefix="dctl-mirror") as folder:
@@ -257,7 +275,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--rate", type=float, default=300.0)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--live", default="0,2", help="milliseconds that the live version burns; 0: tiny")
+    parser.add_argument("--live", default="0", help="milliseconds that the live version burns; 0: tiny")
     parser.add_argument("--only", default=",".join(SHADOWS), help=f"some of {','.join(SHADOWS)}")
     parser.add_argument("--peer", type=Path, help="another checkout, whose router is the measure for ours")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "mirror.json")
