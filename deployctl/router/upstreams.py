@@ -174,12 +174,11 @@ class Link(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
             return
-        if (
-            self._rest
-            and self._resting is None
-            and self._transport is not None
-            and not self._transport.is_closing()
-        ):
+        if self._rest and not self._frames.unfinished:
+            self._begin_rest()
+
+    def _begin_rest(self) -> None:
+        if self._resting is None and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
             self._resting = asyncio.get_running_loop().call_later(self._rest, self.read_now)
 

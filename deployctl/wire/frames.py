@@ -183,6 +183,11 @@ class FrameReader:
         self._buffer = bytearray()
         self._max_frame = max_frame
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the rest of a frame is still to come."""
+        return bool(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Every frame that `data` completes, in order. Raises FrameError for a length that cannot be."""
         buffer: bytes | bytearray = data

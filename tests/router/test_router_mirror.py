@@ -179,6 +179,12 @@ def test_the_worker_says_how_long_a_copy_took_and_not_the_router_that_looks_now_
     assert min(late) > 250
 
 
+def test_an_answer_that_comes_in_many_pieces_is_read_without_a_rest(street):
+    street.mirror(copy_timeout=2.0)
+    assert street.infer(do("answer", by="2", size=40_000_000), x_request_id="r").status == 200
+    assert street.controller.copies_of("r")[CANDIDATE].status == 200
+
+
 def test_a_copy_that_was_answered_after_its_deadline_is_504(street):
     street.mirror(copy_timeout=0.5)
     assert street.infer(do("answer", by="2", late=0.6), x_request_id="r").status == 200
