@@ -20,7 +20,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so does a shell's `&`
 ALONE = (
     "service/test_examples.py",
     "service/test_service_life.py",
+    "faults/test_clocks.py",
+    "faults/test_kills.py",
+    "faults/test_no_request_fails.py",
     "faults/test_poison_models.py",
+    "faults/test_rollback_under_fire.py",
+    "faults/test_soak.py",
+    "faults/test_upgrade.py",
     "test_digits.py",
 )
 """Whole services with clocks, whose stories on two processors another test beside them changes."""
