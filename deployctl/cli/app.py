@@ -83,7 +83,7 @@ def _help_without_command(context: typer.Context) -> None:
 
 def demo(
     which: Annotated[
-        str, typer.Argument(metavar="[canary|shadow|blue-green]", help="Which demo.")
+        str, typer.Argument(metavar="[canary|shadow|digits-shadow|blue-green]", help="Which demo.")
     ] = "canary",
     output: AsOutput = Output.TEXT,
 ) -> int:

@@ -124,6 +124,10 @@ def run_demo(which: str | None, as_json: bool) -> int:
         from deployctl.cli.demo_switch import run_switch_demo  # noqa: PLC0415 - as above
 
         return run_switch_demo(as_json=as_json)
+    if which == "digits-shadow":
+        from deployctl.cli.demo_digits_shadow import run_digits_shadow_demo  # noqa: PLC0415 - as above
+
+        return run_digits_shadow_demo(as_json=as_json)
     _refuse(which)
     files = demo_files()
     home = Path(tempfile.mkdtemp(prefix="deployctl-demo-"))
@@ -502,7 +506,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 def _refuse(which: str | None) -> None:
     if which not in {None, "canary"}:
-        raise InvalidError(f"unknown demo {which!r}; known: canary, shadow, blue-green")
+        raise InvalidError(f"unknown demo {which!r}; known: canary, shadow, digits-shadow, blue-green")
     needs_digits()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from deployctl.views.console import note, say, show_document
 
 GOOD, WRONG = "manifests/digits-blue-green.yaml", "manifests/digits-blue-green-v4.yaml"
 
+Play = Callable[[Stage, "list[Scene]"], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -37,6 +40,11 @@ def run_switch_demo(*, as_json: bool) -> int:
 
     Raises InvalidError without scikit-learn, UnavailableError without its files.
     """
+    return run_scenes((GOOD, WRONG), _play, as_json=as_json)
+
+
+def run_scenes(manifests: tuple[str, ...], play_on: Play, *, as_json: bool) -> int:
+    """Plays scenes of the digits in a folder of their own and says how each ended; as `run_switch_demo`."""
     needs_digits()
     files = demo_files()
     home = Path(tempfile.mkdtemp(prefix="deployctl-demo-"))
@@ -44,8 +52,8 @@ def run_switch_demo(*, as_json: bool) -> int:
     scenes: list[Scene] = []
 
     def play() -> None:
-        copy_files(files, home, "digits", (GOOD, WRONG))
-        _play(stage, scenes)
+        copy_files(files, home, "digits", manifests)
+        play_on(stage, scenes)
 
     seen, problem = perform(stage, home, play)
     if as_json:
@@ -72,18 +80,19 @@ def _play(stage: Stage, scenes: list[Scene]) -> None:
     stage.start_traffic()
     stage.wait_for_baseline("1")
     stage.tell("\n── better: version 2 reads more digits right than version 1")
-    _do(stage, scenes, ("blue-green", "switch", GOOD, "--until", "promoted"), Exit.DONE, live="2")
+    act(stage, scenes, ("blue-green", "switch", GOOD, "--until", "promoted"), Exit.DONE, live="2")
     stage.tell("\n── and back: one command, the version before is still warm")
-    _do(stage, scenes, ("rollback", SERVICE, "--reason", "just to show it"), Exit.DONE, live="1")
+    act(stage, scenes, ("rollback", SERVICE, "--reason", "just to show it"), Exit.DONE, live="1")
     stage.tell(
         "\n── wrong: version 4 is quick and sure of itself; labels of copied requests show it before the switch"
     )
-    _do(stage, scenes, ("blue-green", "switch", WRONG), Exit.ROLLED_BACK, live="1")
+    act(stage, scenes, ("blue-green", "switch", WRONG), Exit.ROLLED_BACK, live="1")
     if (answered := answers_and_bad({}, stage.callers.next(), "4")[0]) > 0:
         raise DemoError(f"version 4 should have answered nobody, and answered {answered}")
 
 
-def _do(stage: Stage, scenes: list[Scene], command: tuple[str, ...], code: Exit, *, live: str) -> None:
+def act(stage: Stage, scenes: list[Scene], command: tuple[str, ...], code: Exit, *, live: str) -> None:
+    """One command of a scene. Raises DemoError unless it ends with this exit code and this version live."""
     ended = stage.follow(*command)
     why = str(stage.ask("explain", SERVICE).get("sentence") or "")
     now = stage.ask("status", SERVICE).get("live")

@@ -1,4 +1,4 @@
-"""The examples as a user runs them: phones and blue-green by one command, the digits in shadow by the commands of the README."""
+"""The examples as a user runs them: by one command, and the digits in shadow by the commands of the README, too."""
 
 import json
 import shutil
@@ -39,6 +39,14 @@ def test_all_callers_are_switched_and_taken_back_and_a_wrong_version_never_answe
         (3, "1"),
     ]
     assert document["traffic"]["failed"] == 0
+
+
+def test_in_one_command_the_digits_pass_and_fail_their_shadows_and_no_caller_sees_it(box):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    ran = box.run("demo", "digits-shadow", "-o", "json", within=110)
+    assert ran.code == 0, ran
+    assert [(scene["exit_code"], scene["live"]) for scene in ran.json["scenes"]] == [(0, "1"), (3, "1")]
+    assert ran.json["traffic"]["by_version"].keys() == {"1"}
 
 
 @pytest.fixture
