@@ -546,9 +546,8 @@ async def _start_worker(worker: WorkerChild, report: int) -> bool:
     finally:
         os.close(report)
     if worker.settings.get("idle"):
-        step_back(
-            worker.process.pid
-        )  # it will say so itself; but its start is a quarter of a second of processor
+        # It does so itself, too; but until then its start takes the processor from callers.
+        step_back(worker.process.pid)
     return True
 
 

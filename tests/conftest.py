@@ -28,6 +28,7 @@ ALONE = (
     "faults/test_soak.py",
     "faults/test_upgrade.py",
     "test_digits.py",
+    "test_priority.py",
 )
 """Whole services with clocks, whose stories on two processors another test beside them changes."""
 

@@ -43,6 +43,15 @@ def start():
         yield start
 
 
+def sleeps(process):
+    """In the sleep of a minute, and not for a moment: it is there at two looks without a turn in between."""
+    task = Path(f"/proc/{process.pid}")
+    turns = (task / "schedstat").read_text()
+    time.sleep(0.2)
+    state = (task / "stat").read_text().rpartition(") ")[2][0]
+    return state == "S" and (task / "schedstat").read_text() == turns
+
+
 def share_waited(process):
     """Of two seconds."""
     time.sleep(0.5)
@@ -72,6 +81,8 @@ def test_one_of_seven_on_a_processor_is_starved(start):
 def test_who_wants_nothing_is_not_starved(start):
     processor = {min(os.sched_getaffinity(0))}
     asleep = start(SLEEP, before=STEP_BACK, processors=processor)
+    while not sleeps(asleep):  # until then it wants to
+        time.sleep(0.01)
     start(SPIN, processors=processor)
     assert share_waited(asleep) == 0
 

@@ -10,7 +10,8 @@ All integers are little-endian. `length` counts the bytes after itself.
               u16 n_id  u16 n_prediction  id bytes  prediction bytes (UTF-8)  body bytes
 
 `deadline` is CLOCK_MONOTONIC in seconds, which all processes of one machine share; past it the router has answered
-504 and a worker need not run the request; `ended` is the same clock, when the answer was made. `json_length` is Inference-Header-Content-Length, NO_BINARY without it.
+504 and a worker need not run the request. `ended` is when the answer was made, by the same clock, NaN where nobody says it.
+`json_length` is Inference-Header-Content-Length, NO_BINARY without it.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """One answer on its way back. `prediction` is None where none could be read, `confidence` NaN; `ended` is NaN unless the worker said it."""
+    """One answer on its way back. `prediction` is None where none could be read, `confidence` NaN. `encode_answer` says `ended`."""
 
     stream: int
     status: int

@@ -32,9 +32,8 @@ def step_back(process: int = 0) -> str:
     if not Path("/proc/self/schedstat").exists():
         return "normal"
     try:
-        os.sched_setscheduler(
-            process, os.SCHED_IDLE, os.sched_param(0)
-        )  # threads that libraries start inherit it
+        # Threads that libraries start inherit it.
+        os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
     except (AttributeError, OSError):  # no such policy on this system, or not for us
         return "normal"
     return "idle"

@@ -30,9 +30,8 @@ def body_of(row):
 BODIES = [body_of(row) for row in ROWS]
 CONNECTIONS_AT_MOST = 2_000
 TICK = 0.001
-CATCH_UP = (
-    0.1  # seconds of requests that callers who had no turn make up for: a crowd at once would be another test
-)
+CATCH_UP = 0.1
+"""Seconds of requests that callers who had no turn make up for: a crowd at once would be another test."""
 ANSWER_WITHIN = 15.0
 IDLE_AT_MOST = 10.0
 """Seconds after which a connection is not used again: the router may be closing it at this moment."""
