@@ -92,7 +92,12 @@ class Admission:
     def add(self, router: str, outcomes: Columns, watermark: float) -> Columns:
         """What may be judged now; `watermark` is the start of this router's oldest request in flight."""
         self._watermarks[router] = max(watermark, self._watermarks.get(router, watermark))
-        waiting = np.concatenate([self._waiting, outcomes]) if len(outcomes) else self._waiting
+        waiting = self._waiting
+        if len(outcomes):
+            waiting = np.empty(
+                len(self._waiting) + len(outcomes), self._waiting.dtype
+            )  # concatenate compares all fields first
+            waiting[: len(self._waiting)], waiting[len(self._waiting) :] = self._waiting, outcomes
         return self._release(waiting)
 
     def forget(self, router: str) -> Columns:
@@ -106,10 +111,11 @@ class Admission:
         return min(self._watermarks.values(), default=np.inf)
 
     def _release(self, waiting: Columns) -> Columns:
-        ready = waiting["start"] < self.until
+        start = waiting["start"]
+        ready = start < self.until
         self._waiting = waiting[~ready]
-        admitted = waiting[ready]
-        return admitted[np.argsort(admitted["start"], kind="stable")]
+        admitted = np.flatnonzero(ready)
+        return waiting[admitted[np.argsort(start[admitted], kind="stable")]]
 
 
 Closed = tuple[int, tuple[NDArray[Any], ...]]

@@ -18,6 +18,8 @@ from deployctl.records.rows import SEEN
 CAPACITY = 1 << 18
 """Requests of one `Answers`."""
 
+_CACHE_LINE = np.arange(8, dtype=np.uint64)
+
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
@@ -54,13 +56,20 @@ class IdTable:
     def find(self, ids: Hashes) -> Places:
         """The place of each id, -1 for one that is not there."""
         places = np.full(len(ids), -1)
-        slots, searched = ids & self._mask, np.arange(len(ids))
+        slots, searched = (ids & self._mask)[:, None] + _CACHE_LINE, np.arange(len(ids))
         while len(searched):
+            # All slots of a cache line at once: the next ones cost nothing, and each round of numpy calls costs more than they do.
+            slots &= self._mask
             keys = self._keys[slots]
-            found = keys == ids[searched]
-            places[searched[found]] = self._places[slots[found]]
-            on = ~found & (keys != 0)
-            slots, searched = (slots[on] + np.uint64(1)) & self._mask, searched[on]
+            found = keys == ids[searched, None]
+            end = (found | (keys == 0)).argmax(axis=1)
+            row = np.arange(len(searched))
+            here = found[row, end]
+            places[searched[here]] = self._places[slots[here, end[here]]]
+            on = ~here & (keys[row, end] != 0)
+            if not on.any():
+                break
+            slots, searched = slots[on] + np.uint64(len(_CACHE_LINE)), searched[on]
         return places
 
     def add(self, ids: Hashes, places: Places) -> None:
@@ -120,6 +129,11 @@ class Answers:
         waited = self._states[places] == State.OPEN
         self._states[places[waited]] = np.where(counts[waited] > 0, State.PAIRED, State.UNANSWERED)
         self._append(rows)
+
+    def untouched(self, place: int) -> bool:
+        """Whether a label could count for this request and none has come."""
+        usable = State.UNANSWERED < self.state[place] < State.AMBIGUOUS
+        return usable and not self._last_vote[place] and self.fate[place] == Fate.NONE
 
     def votes(self, place: int) -> list[int]:
         """The votes on a request in the order in which they came."""

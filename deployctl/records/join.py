@@ -87,8 +87,8 @@ class _Verdict:
         return 1.0 - self.shares.get(said, 0.0) if said else 1.0
 
 
-Pick = tuple[Answers, int, float]
-"""A row of these answers, and how wrong it was."""
+_Judged = tuple[int, Answers, int, int, _Verdict]
+"""When its label came, where the rows of the request are (the first and how many), and what was said of it."""
 
 
 class LabelJoin:
@@ -114,8 +114,9 @@ class LabelJoin:
         self._early: OrderedDict[int, list[tuple[int, LabelRow]]] = OrderedDict()
         self._early_count = 0
         self._came = 0
-        self._plain: list[tuple[Pick, str]] = []
-        self._paired: list[tuple[int, list[tuple[Pick, Pick]], str]] = []
+        self._plain: list[_Judged] = []
+        self._paired: list[_Judged] = []
+        self._one_vote = self._rules.votes == 1 and self._expert is None
 
     def remember(self, rows: Rows, waits: Flags | None = None) -> None:
         """Requests that a label may come for, SEEN rows. Those in `waits` have copies, and wait for `complete`."""
@@ -136,10 +137,15 @@ class LabelJoin:
         found = [self._open.pop(number, nowhere) for number in requests["number"].tolist()]
         settled: list[tuple[int, _Verdict, Answers, int]] = []
         for answers in self._answers:
-            here = np.array([where is answers for where, _ in found], bool)
-            places = np.array([place for where, place in found if where is answers], np.int64)
-            answers.pair(places, counts[here], rows[np.repeat(here, counts)])
-            for place in [place for place in places.tolist() if answers.fate[place] != Fate.NONE]:
+            here = [where is answers for where, _ in found]
+            if not any(here):
+                continue
+            places = [place for where, place in found if where is answers]
+            if all(here):
+                answers.pair(np.array(places), counts, rows)
+            else:
+                answers.pair(np.array(places), counts[here], rows[np.repeat(here, counts)])
+            for place in [place for place in places if answers.fate[place] != Fate.NONE]:
                 if answers.state[place] == State.UNANSWERED:
                     self._decided.pop((answers, place), None)
                     self._move(answers, place, "unanswered")
@@ -170,15 +176,20 @@ class LabelJoin:
             return NOTHING_JOINED
         plain, paired = self._plain, sorted(self._paired, key=lambda one: one[0])
         self._plain, self._paired = [], []
-        labelled = _gathered([pick for pick, _ in plain])
+        labelled, _ = _gathered(plain)
         labelled["null"] = labelled["wrong"] > 0.5
-        pairs = [pair for _, of_request, _ in paired for pair in of_request]
+        rows, counts = _gathered(paired)
+        firsts = np.cumsum(counts) - counts
+        baseline, candidates = rows[firsts], np.ones(len(rows), bool)
+        candidates[firsts] = False
+        if self._human:
+            baseline["wrong"][baseline["said"] == 0] = 0.0
         return Joined(
             labelled,
-            [text for _, text in plain],
-            _gathered([baseline for baseline, _ in pairs]),
-            _gathered([candidate for _, candidate in pairs]),
-            [text for _, of_request, text in paired for _ in of_request],
+            [verdict.text for *_, verdict in plain],
+            np.repeat(baseline, counts - 1),
+            rows[candidates],
+            [verdict.text for *_, count, verdict in paired for _ in range(count - 1)],
         )
 
     # ── requests ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -260,6 +271,9 @@ class LabelJoin:
         """One label of a request that is known."""
         annotator = word_hash(label.annotator) if label.annotator else 0
         said = word_hash(label.label)
+        if self._one_vote and answers.untouched(place):
+            self._first_of_one(answers, place, label, came, said, annotator)
+            return
         count = self._unusable(answers, place, annotator) or self._second(answers, place, said, annotator)
         if count is not None:
             setattr(self.counts, count, getattr(self.counts, count) + 1)
@@ -275,6 +289,24 @@ class LabelJoin:
                 self.counts.waiting += 1
         answers.texts[said] = label.label
         self._adjudicate(answers, place, came)
+
+    def _first_of_one(
+        self, answers: Answers, place: int, label: LabelRow, came: int, said: int, annotator: int
+    ) -> None:
+        """The first vote where one is enough decides, whatever the rule: most labels take this short way, with the same end."""
+        answers.vote(place, said, annotator)
+        answers.live_votes[place] = 1
+        answers.texts[said] = label.label
+        verdict = _Verdict(label.label, {said: 1.0})
+        if answers.state[place] == State.OPEN:
+            self.counts.waiting += 1
+            answers.fate[place] = Fate.DECIDED
+            self._decided[answers, place] = came, verdict
+        else:
+            self.counts.joined += 1
+            self.requests += 1
+            answers.fate[place] = Fate.COUNTED
+            self._emit(answers, place, verdict, came)
 
     def _unusable(self, answers: Answers, place: int, annotator: int) -> str | None:
         """Which count a label that can never be used belongs to, None for one that can."""
@@ -338,14 +370,8 @@ class LabelJoin:
         return _Verdict(answers.texts[first], shares)
 
     def _emit(self, answers: Answers, place: int, verdict: _Verdict, came: int) -> None:
-        first, count = answers.first[place], answers.row_count[place]
-        said = answers.rows["said"][first : first + count].tolist()
-        picks: list[Pick] = [(answers, first + at, verdict.wrong(one)) for at, one in enumerate(said)]
-        if answers.state[place] == State.PLAIN:
-            self._plain.append((picks[0], verdict.text))
-            return
-        baseline = (answers, first, 0.0) if self._human and not said[0] else picks[0]
-        self._paired.append((came, [(baseline, candidate) for candidate in picks[1:]], verdict.text))
+        judged = self._plain if answers.state[place] == State.PLAIN else self._paired
+        judged.append((came, answers, answers.first[place], answers.row_count[place], verdict))
 
     def _move(self, answers: Answers, place: int, count: str) -> None:
         """The votes of a request that are in suspense are counted as this from now on."""
@@ -360,13 +386,19 @@ class LabelJoin:
         answers.fate[place] = Fate.NONE
 
 
-def _gathered(picks: list[Pick]) -> Columns:
-    """The rows of these picks, in their order."""
-    rows = np.empty(len(picks), SEEN)
-    places: dict[Answers, list[int]] = {}
-    for at, (answers, _, _) in enumerate(picks):
-        places.setdefault(answers, []).append(at)
-    for answers, here in places.items():
-        rows[here] = answers.rows[[picks[at][1] for at in here]]
-    rows["wrong"] = [wrong for _, _, wrong in picks]
-    return rows
+def _gathered(judged: list[_Judged]) -> tuple[Columns, Places]:
+    """The rows of these requests in their order with `wrong` filled in, and how many rows each of them has."""
+    if not judged:
+        return _NO_ROWS, np.empty(0, np.int64)
+    firsts, counts = (np.array([one[at] for one in judged], np.int64) for at in (2, 3))
+    before = np.cumsum(counts) - counts
+    places = np.arange(int(counts.sum())) + np.repeat(firsts - before, counts)
+    rows = np.empty(len(places), SEEN)
+    for answers in dict.fromkeys(one[1] for one in judged):
+        here = np.repeat([one[1] is answers for one in judged], counts)
+        rows[here] = answers.rows[places[here]]
+    verdicts = (verdict for *_, count, verdict in judged for _ in range(count))
+    rows["wrong"] = [
+        verdict.wrong(said) for verdict, said in zip(verdicts, rows["said"].tolist(), strict=True)
+    ]
+    return rows, counts

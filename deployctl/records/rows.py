@@ -70,6 +70,8 @@ class Rows:
 
     def take(self, which: NDArray[np.bool_]) -> Rows:
         """Only these rows."""
+        if which.all():
+            return self
         at = np.flatnonzero(which)
         ids = [self.ids[i] for i in at] if self.ids else []
         predictions = [self.predictions[i] for i in at] if self.predictions else []

@@ -210,6 +210,27 @@ def test_every_label_is_in_exactly_one_count_at_any_time(rules, coming, data):
     assert len(judged) == len(set(judged)) == seen.arrivals.join.requests
 
 
+@given(st.lists(st.one_of(LABELS, ROWS), max_size=30), st.sampled_from(["majority", "any", "soft"]))
+@settings(deadline=None)
+def test_the_short_way_of_a_first_label_ends_where_the_long_one_does(coming, adjudicate):
+    short, long = (Intakes(rules=LabelRules(adjudicate, 1), classes=("3", "7")) for _ in range(2))
+    long.arrivals.join._one_vote = False
+    for seen in (short, long):
+        for serial, one in enumerate(coming):
+            if isinstance(one, LabelRow):
+                seen.take(labels=[one], mirrored_until=0.0)
+            else:
+                row = Row(one.id, serial, 0, one.prediction, one.status, serial + 1.0, one.copies)
+                seen.take(row, *[row.copy(arm) for arm in row.copies], mirrored_until=serial / 2)
+        seen.take()
+    assert short.counts == long.counts
+    for one, other in zip(short.arrived, long.arrived, strict=True):
+        assert (one.texts, one.pair_texts) == (other.texts, other.pair_texts)
+        assert one.labelled.tobytes() == other.labelled.tobytes()
+        assert one.labelled_pairs.baseline.tobytes() == other.labelled_pairs.baseline.tobytes()
+        assert one.labelled_pairs.candidate.tobytes() == other.labelled_pairs.candidate.tobytes()
+
+
 @given(RULES, st.lists(LABELS, max_size=8), st.lists(LABELS, max_size=8))
 @settings(deadline=None)
 def test_it_does_not_matter_whether_labels_or_answers_come_first(rules, early, late):
