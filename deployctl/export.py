@@ -14,7 +14,7 @@ import msgspec
 
 from deployctl.core.metrics import METRICS
 from deployctl.core.outcome import CLIENT_LEFT, Columns, Source
-from deployctl.core.rollout import UNLOADABLE, Cause, Event, Kind, Rollout
+from deployctl.core.rollout import UNLOADABLE, UNWATCHED, Cause, Event, Kind, Rollout
 from deployctl.outcome_log import Answer, Boundary, Happened, Header, Line, Order, encode_header, encode_lines
 from deployctl.prediction_log import records_of, rollout_of
 from deployctl.records import Arrivals, Rows, entries_of, size_of
@@ -75,13 +75,16 @@ def _header(service: str, rollout: Rollout, events: list[Event], until: float) -
 
 
 def _orders(events: list[Event]) -> Iterator[Order]:
-    """What no outcome shows: orders of people, and candidates that could not be kept loaded."""
+    """What no outcome shows: orders of people, and candidates that could not be kept loaded or watched."""
     judged = {event.version for event in events if event.kind is Kind.JUDGED}
     for event in events:
         if event.kind is Kind.STARTED:
             continue
         if event.cause is Cause.PERSON:
             yield Order(event.at, event.kind.value, event.by, event.reason, event.step)
+            continue
+        if event.reason.startswith(UNWATCHED):
+            yield Order(event.at, "unwatched", event.by, event.reason.removeprefix(UNWATCHED))
             continue
         said = [(event.version, event.reason)]
         if event.verdict is not None:  # the last of several ends the rollout, which has a sentence of its own

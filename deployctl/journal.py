@@ -11,6 +11,7 @@ left is the second line: it notices whoever asks for no lock, and cannot stop on
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO, Self
 
 from deployctl.durable import never_arrived, publish, sync_directory, write_all
 from deployctl.errors import IntegrityError, UnavailableError
+from deployctl.reserve import Reserve, is_full
 
 FIRST_HASH = hashlib.sha256(b"deployctl journal 1").digest()
 MAX_RECORD_BYTES = 4 * 1024 * 1024
@@ -64,6 +66,8 @@ class Journal:
         self._closed_by: str | None = None
         self._torn_by: OSError | None = None
         self._foreign = False
+        self._reserve = Reserve(path.with_name(f"{path.name}.reserve"))
+        self._reserve.fill()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -86,11 +90,11 @@ class Journal:
             raise
         return cls(path, fd, contents)
 
-    def append(self, record: Mapping[str, Any]) -> int:
+    def append(self, record: Mapping[str, Any], *, spare: bool = False) -> int:
         """Write one record down, durably, and return its sequence number (`seq`, which is added to it).
 
-        Raises UnavailableError when it could not be written: it is then not in the journal, and a later append may
-        succeed unless the message says that the journal is closed.
+        `spare`: where the disk is full, use the room that is kept back for this. Raises UnavailableError when it could not be written: it
+        is then not in the journal, and a later append may succeed unless the message says that the journal is closed.
         """
         if self._closed_by is not None:
             error = IntegrityError if self._foreign else UnavailableError
@@ -101,12 +105,10 @@ class Journal:
         if self._torn_by is not None:
             self._take_back(self._torn_by)
         self._check_length()
-        try:
-            _write_line(self._fd, line)
-        except OSError as error:
-            with suppress(UnavailableError):  # it is tried again before the next append
-                self._take_back(error)
-            raise _unavailable(self.path, "a record could not be written", error) from error
+        while (failure := self._write(line)) is not None:
+            if not (spare and is_full(failure) and self._torn_by is None and self._reserve.give_back()):
+                raise _unavailable(self.path, "a record could not be written", failure) from failure
+        self._reserve.fill()
         self._seq, self._hash, self._length = seq, digest, self._length + len(line)
         return seq
 
@@ -122,6 +124,16 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _write(self, line: bytes) -> OSError | None:
+        """Write it, or take it back and say why."""
+        try:
+            _write_line(self._fd, line)
+        except OSError as error:
+            with suppress(UnavailableError):  # it is tried again before the next append
+                self._take_back(error)
+            return error
+        return None
 
     def _check_length(self) -> None:
         """A second writer, or someone's `> journal`, shows in the length before it can spoil the chain."""
@@ -332,7 +344,7 @@ def _write_line(fd: int, line: bytes) -> None:
     """One write(2), so that no reader sees half a line of a process that lives; then the disk."""
     written = os.write(fd, line)
     if written < len(line):
-        raise OSError(f"only {written} of {len(line)} bytes were written (is the disk full?)")
+        raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written (is the disk full?)")
     os.fsync(fd)
 
 

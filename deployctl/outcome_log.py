@@ -92,7 +92,7 @@ class Boundary(msgspec.Struct):
 
 class Order(msgspec.Struct):
     """What the evidence did not lead to: an order of a person, or a candidate that could not be kept loaded (`kind` unloadable; `version`
-    says which of several).
+    says which of several) or watched (unwatched).
     """
 
     at: float

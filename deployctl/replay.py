@@ -31,6 +31,8 @@ from deployctl.core.rollout import (
     Learned,
     Rollout,
     Unloadable,
+    Untenable,
+    Unwatched,
     apply,
     next_due,
     split_for,
@@ -203,16 +205,19 @@ class Replay:
 
     def _happen(self, at: float) -> None:
         """Everything that came from outside at this instant, then what follows from it."""
-        learned, unloadable = None, None
+        learned: Learned | None = None
+        untenable: Untenable | None = None
         while self._outside and _at(self._outside[0]) == at:
             one = self._outside.pop(0)
             if isinstance(one, float):
                 learned = self._learned()
             elif one.kind == "unloadable":
-                unloadable = Unloadable(one.version or self.plan.candidate.version, one.reason)
+                untenable = Unloadable(one.version or self.plan.candidate.version, one.reason)
+            elif one.kind == "unwatched":
+                untenable = Unwatched(one.reason)
             else:
                 self._obey(one)
-        self._course.settle(at, learned, unloadable)
+        self._course.settle(at, learned, untenable)
 
     def _obey(self, order: Order) -> None:
         """A person's order, where it still means something."""

@@ -327,7 +327,7 @@ def test_a_journal_that_cannot_be_written_moves_nothing_and_is_tried_again(servi
     service.ramp(canary={"minDwell": "1s"})
     append = service.journal.append
 
-    def full(_record):
+    def full(_record, **_how):
         raise UnavailableError("the disk is full")
 
     service.journal.append = full
@@ -357,7 +357,7 @@ def test_a_rollout_whose_records_cannot_be_opened_is_refused_and_does_not_begin(
 def test_a_rollout_that_cannot_be_written_down_leaves_no_records_behind(service):
     append = service.journal.append
 
-    def full(_record):
+    def full(_record, **_how):
         raise UnavailableError("the disk is full")
 
     service.journal.append = full
@@ -377,11 +377,11 @@ def test_half_an_order_changes_nothing_and_can_be_given_again(service, killed):
     service.step()
     append, appended = service.journal.append, []
 
-    def full_at_the_second(record):
+    def full_at_the_second(record, **how):
         if appended:
             raise UnavailableError("the disk is full")
         appended.append(record)
-        return append(record)
+        return append(record, **how)
 
     service.journal.append = full_at_the_second
     with pytest.raises(UnavailableError, match="disk is full"):
@@ -402,11 +402,11 @@ def test_half_a_promotion_of_a_shadowed_version_can_be_given_again(service):
     service.watch_until_over()
     append, appended = service.journal.append, []
 
-    def full_at_the_second(record):
+    def full_at_the_second(record, **how):
         if appended:
             raise UnavailableError("the disk is full")
         appended.append(record)
-        return append(record)
+        return append(record, **how)
 
     service.journal.append = full_at_the_second
     with pytest.raises(UnavailableError, match="disk is full"):

@@ -10,7 +10,7 @@ import pytest
 from fakes import Behaviour, FakeService
 
 from deployctl.core.plan import Gate, MetricRule, Phase, Plan, Step, Version
-from deployctl.core.rollout import UNLOADABLE, Cause, Kind
+from deployctl.core.rollout import UNLOADABLE, UNWATCHED, Cause, Kind
 from deployctl.core.verdict import Result
 from deployctl.errors import InvalidError
 from deployctl.export import export
@@ -170,6 +170,44 @@ def test_a_candidate_that_cannot_be_kept_loaded_ends_the_replay_too(what, per_se
             same(service, tmp_path)
         else:  # nothing was learnt, so there is no evidence to compare
             same_events(service, tmp_path)
+
+
+def test_a_candidate_that_nobody_can_watch_any_more_ends_the_replay_too(tmp_path):
+    with begin(tmp_path, canary={"minDwell": "60s"}, per_second=400.0) as service:
+        service.watch(3)
+        service.controller._records._max_bytes = 1
+        service.watch(9)
+        assert service.rollout.phase is Phase.PROGRESSING
+        service.watch(2)
+        assert service.rollout.phase is Phase.ROLLED_BACK
+        end = service.events[-1]
+        assert (end.cause, end.verdict.result) == (Cause.INCONCLUSIVE, Result.INCONCLUSIVE)
+        assert end.reason.startswith(UNWATCHED)
+        same(service, tmp_path)
+
+
+def test_a_disk_that_has_room_again_within_its_time_ends_nothing(tmp_path):
+    with begin(tmp_path, canary={"minDwell": "60s"}, per_second=400.0) as service:
+        service.watch(3)
+        room = service.controller._records._max_bytes
+        for _ in range(3):
+            service.controller._records._max_bytes = 1
+            service.watch(9)
+            service.controller._records._max_bytes = room
+            service.watch(1)
+        assert service.rollout.phase is Phase.PROGRESSING
+
+
+def test_a_shadow_on_a_full_disk_harms_nobody_and_goes_on(tmp_path):
+    service = FakeService(tmp_path, dict(GOOD), per_second=400.0)
+    with service:
+        service.up()
+        service.watch(1)
+        service.shadow("2", shadow={"maxDuration": "60s"})
+        service.watch(1)
+        service.controller._records._max_bytes = 1
+        service.watch(15)
+        assert service.rollout.phase is Phase.PROGRESSING
 
 
 def test_a_promoted_version_that_cannot_be_kept_loaded_goes_back_while_the_one_before_is_warm(tmp_path):

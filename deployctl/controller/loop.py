@@ -25,12 +25,14 @@ from deployctl.core.course import UNSEEN, Course
 from deployctl.core.metrics import METRICS
 from deployctl.core.plan import HUMAN, Split, Version
 from deployctl.core.rollout import (
+    Cause,
     Event,
     IllegalEventError,
     Kind,
     Learned,
     Rollout,
     Unloadable,
+    Unwatched,
     apply,
     start,
 )
@@ -62,6 +64,9 @@ MAX_RECORDS = 4 << 30
 
 LONGEST_WATCH = 1.0
 """Seconds that may pass between two ticks and still count as watched; a suspended machine watches nothing."""
+
+BLIND_SECONDS = 10.0
+"""A candidate that answers callers, and of whose answers none can be written down for so long, is rolled back: nobody would see its harm."""
 
 UNHEARD_SECONDS = 5.0
 """A router of which nothing was heard for so long after a restart of the controller is taken for lost."""
@@ -109,12 +114,12 @@ class Versions(Protocol):
 
 
 class Log(Protocol):
-    """The journal: `append` returns when the record is durable."""
+    """The journal: `append` returns when the record is durable; `spare` lets it have the room that is kept back for a full disk."""
 
     @property
     def records(self) -> list[dict[str, Any]]: ...
 
-    def append(self, record: Mapping[str, Any]) -> int: ...
+    def append(self, record: Mapping[str, Any], *, spare: bool = False) -> int: ...
 
 
 @dataclass(slots=True)
@@ -141,6 +146,15 @@ class RolloutClock:
         """A rollout begins, or is taken up again, at this rollout time."""
         self.now = at
         self._instant = at if at > 0 else -1.0  # nothing has come in yet when a rollout begins
+
+
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """From when to when (rollout time) batches came and none could be written down, and why."""
+
+    since: float
+    last: float
+    words: str
 
 
 class Controller:
@@ -181,6 +195,7 @@ class Controller:
         self._predictions: dict[str, dict[str, Any] | None] = {}
         self._serving: dict[str, str] = {}
         self._unwritten = 0
+        self._blind: Blind | None = None
         self._dropped_before: dict[int, int] = {}
         self._lingering: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}
@@ -302,9 +317,10 @@ class Controller:
             record |= {"manifest": manifest, "prediction": prediction, "digests": digests}
             if manifest is not None:  # a rollback by hand has none, and leaves the folder as it is
                 record["labels"] = labels
-            self._append_start(rollout_id, record)
+            # What a person's rollback to another version needs is written in any case; a new candidate can wait for a disk with room.
+            self._append_start(rollout_id, record, spare=manifest is None)
         else:
-            self._seq = self.journal.append(record)
+            self._seq = self.journal.append(record, spare=self._cannot_wait(event))
         if self._seq != event.seq:
             raise IntegrityError(f"the journal gave number {self._seq} to event {event.seq}")
         self._fold_prediction(record)
@@ -312,12 +328,17 @@ class Controller:
         self._after(event)
         return event
 
-    def _append_start(self, rollout_id: str, record: Mapping[str, Any]) -> None:
+    def _cannot_wait(self, event: Event) -> bool:
+        """Whether an event is written down on a full disk, too: what the gate decides, and every way back of a person."""
+        a_way_back = event.kind in {Kind.ROLLED_BACK, Kind.FINISHED} or not self.last.plan.steps
+        return event.cause is not Cause.PERSON or a_way_back
+
+    def _append_start(self, rollout_id: str, record: Mapping[str, Any], *, spare: bool) -> None:
         """A rollout begins when there is a place for its records: one that had none would be refused, and begin all the same."""
         path = self._records_path(rollout_id)
         opened = Records.open(path, max_bytes=self.kept["max_bytes"])
         try:
-            self._seq = self.journal.append(record)
+            self._seq = self.journal.append(record, spare=spare)
         except BaseException:
             opened.close()
             with suppress(OSError):
@@ -339,6 +360,7 @@ class Controller:
                 self._checkpoint = event.at
                 self._dropped_before = self.traffic.copies_dropped
                 self._unheard = set()
+                self._blind = None
                 self.observation, self.verdict, self._seen_batches = None, UNSEEN, {}
                 self._take_course(rollout, event.at)
             case Kind.LEARNED:
@@ -456,11 +478,16 @@ class Controller:
         assert self._records is not None
         try:
             self._records.append(entry)
-        except UnavailableError:
+        except UnavailableError as error:
             # What is not written down does not count: evidence can only be less than it was.
             self._unwritten += 1
             self.left_out += len(entry.batch.arm) if isinstance(entry, Intake) else 0
+            if isinstance(entry, Intake):
+                since = self._blind.since if self._blind else entry.at
+                self._blind = Blind(since, entry.at, str(error))
             return
+        if isinstance(entry, Intake):
+            self._blind = None
         self.observation.fold(entry)
         if not isinstance(entry, Began):
             self._tried(self._settle, entry.at)
@@ -550,9 +577,9 @@ class Controller:
         if course is None or course.rollout.finished:
             return
         learned = self._could_learn(course.rollout)
-        unloadable = self._unloadable(course.rollout)
-        if learned is not None or unloadable is not None:
-            course.settle(self.clock.instant(self.monotonic()), learned, unloadable)
+        untenable = self._unloadable(course.rollout) or self._unwatched(course.rollout)
+        if learned is not None or untenable is not None:
+            course.settle(self.clock.instant(self.monotonic()), learned, untenable)
 
     def _unloadable(self, rollout: Rollout) -> Unloadable | None:
         """A version that is tried and cannot be kept loaded, None while all can."""
@@ -563,6 +590,13 @@ class Controller:
             if words is not None and version.version not in judged:
                 return Unloadable(version.version, words)
         return None
+
+    def _unwatched(self, rollout: Rollout) -> Unwatched | None:
+        """Whether callers are answered by a candidate that nobody has been able to watch for a while."""
+        blind = self._blind
+        if blind is None or rollout.ended or rollout.weight == 0 or blind.last - blind.since < BLIND_SECONDS:
+            return None
+        return Unwatched(f"for {BLIND_SECONDS:g} s no answer could be written down: {blind.words}")
 
     @property
     def unwell(self) -> str | None:

@@ -19,7 +19,7 @@ from deployctl.core.metrics import METRICS
 from deployctl.core.outcome import Block, Blocks, Columns, Source
 from deployctl.core.pairs import PairBlock, PairBlocks, Pairs, refusals_as_errors, scored
 from deployctl.core.plan import Plan
-from deployctl.core.rollout import Event, Learned, Rollout, Unloadable, decide, next_due
+from deployctl.core.rollout import Event, Learned, Rollout, Untenable, decide, next_due
 from deployctl.core.verdict import CandidateVerdict, Result, Verdict
 
 Instants = NDArray[np.float64]
@@ -190,21 +190,21 @@ class Course:
         while (due := next_due(self.rollout, self.settled)) is not None and due <= until:
             self.settle(due)
 
-    def settle(self, at: float, learned: Learned | None = None, unloadable: Unloadable | None = None) -> None:
+    def settle(self, at: float, learned: Learned | None = None, untenable: Untenable | None = None) -> None:
         """Decide at this instant until nothing more happens. `record` may raise: the instant is then owed."""
         self.owed = at
-        while (event := self._proposed(at, learned, unloadable)) is not None:
+        while (event := self._proposed(at, learned, untenable)) is not None:
             self.rollout = self.record(event)
         self.owed = None
         self.settled = max(self.settled, at)
 
-    def _proposed(self, at: float, learned: Learned | None, unloadable: Unloadable | None) -> Event | None:
+    def _proposed(self, at: float, learned: Learned | None, untenable: Untenable | None) -> Event | None:
         if self.rollout.finished:
             return None
         judge = self.judge if self.rollout.watched else None
         quick = judge.quick() if judge is not None else UNSEEN
-        event = decide(self.rollout, quick, learned, at, unloadable=unloadable)
+        event = decide(self.rollout, quick, learned, at, untenable=untenable)
         if event is None or event.verdict is None or judge is None:
             return event
         # Words and numbers cost a hundred times the answer alone: they are made once something happens.
-        return decide(self.rollout, judge.verdict(), learned, at, unloadable=unloadable)
+        return decide(self.rollout, judge.verdict(), learned, at, untenable=untenable)

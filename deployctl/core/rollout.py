@@ -19,6 +19,7 @@ DEFAULT_STEP_TIMEOUT = 1800.0
 
 
 UNLOADABLE = "the candidate cannot be kept loaded: "
+UNWATCHED = "nobody can watch the candidate: "
 """How the reason of such an end begins."""
 
 HALF_AN_ORDER = "the order of a person was not written down in full, so nothing was changed"
@@ -96,6 +97,16 @@ class Unloadable:
     version: str
     words: str
 
+
+@dataclass(frozen=True, slots=True)
+class Unwatched:
+    """What the candidate answers can be written down no more, and why: no evidence comes, of harm neither."""
+
+    words: str
+
+
+Untenable = Unloadable | Unwatched
+"""Why a rollout cannot go on, whatever the evidence says."""
 
 Change = Callable[["Rollout", Event], "Rollout"]
 
@@ -250,24 +261,24 @@ def decide(
     learned: Learned | None,
     now: float,
     *,
-    unloadable: Unloadable | None = None,
+    untenable: Untenable | None = None,
 ) -> Event | None:
-    """What should happen now, or None. `learned` is what could be frozen of the baseline so far, `unloadable` a candidate that
-    nobody can be answered by any more.
+    """What should happen now, or None. `learned` is what could be frozen of the baseline so far, `untenable` a candidate that
+    nobody can be answered by, or that nobody can watch any more.
 
     The automatic actor stops and rolls back on harm at any time; it moves on only with evidence. `seq` and `wall` of the
     event are the writer's to fill in.
     """
-    if unloadable is not None:
-        verdict = _without(rollout, verdict, unloadable)
+    if isinstance(untenable, Unloadable):
+        verdict = _without(rollout, verdict, untenable)
     if rollout.ended:
         return _decide_after(rollout, verdict, now)
     if not rollout.plan.steps:
         return Event(0, Kind.ROLLED_BACK, now, "controller", Cause.TIME, HALF_AN_ORDER)
     if rollout.plan.others and (event := _judge_one(rollout, verdict, now)) is not None:
         return event
-    if verdict.result is Result.FAIL:
-        return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
+    if (event := _stop(rollout, verdict, untenable, now)) is not None:
+        return event
     if rollout.learned is None and learned is not None:
         return Event(0, Kind.LEARNED, now, "controller", Cause.TIME, _learned_words(learned), learned=learned)
     if rollout.phase is Phase.PAUSED:
@@ -277,6 +288,16 @@ def decide(
             return Event(0, Kind.CLIMBED, now, "gate", Cause.TIME, "the candidate is ready", step=0)
         return _inconclusive_if_late(rollout, verdict, now)
     return _decide_step(rollout, verdict, now)
+
+
+def _stop(rollout: Rollout, verdict: Verdict, untenable: Untenable | None, now: float) -> Event | None:
+    """The end on harm; and, while callers are answered by the candidate, where harm could not be seen."""
+    if verdict.result is Result.FAIL:
+        return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
+    if isinstance(untenable, Unwatched) and rollout.weight > 0:
+        blind = replace(verdict, result=Result.INCONCLUSIVE, reason=f"{UNWATCHED}{untenable.words}")
+        return _end(rollout, rollout.plan.failed, now, Cause.INCONCLUSIVE, blind)
+    return None
 
 
 def _without(rollout: Rollout, verdict: Verdict, unloadable: Unloadable) -> Verdict:

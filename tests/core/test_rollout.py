@@ -403,7 +403,7 @@ def test_a_rollout_that_waits_is_still_rolled_back_on_harm(kind):
 def test_a_candidate_that_cannot_be_kept_loaded_ends_its_rollout_and_harm_that_was_seen_is_the_reason(
     phase, verdict
 ):
-    proposed = decide(in_phase(phase), verdict, None, 100.0, unloadable=Unloadable("2", "it ends at once"))
+    proposed = decide(in_phase(phase), verdict, None, 100.0, untenable=Unloadable("2", "it ends at once"))
     assert (proposed.kind, proposed.cause, proposed.verdict.result) == (
         Kind.ROLLED_BACK,
         Cause.EVIDENCE,
@@ -416,7 +416,7 @@ def test_a_candidate_that_cannot_be_kept_loaded_ends_its_rollout_and_harm_that_w
 def test_a_shadow_whose_candidate_cannot_be_kept_loaded_retires_with_fail():
     machine = Machine(shadow())
     machine.watch(1, UNSURE)
-    proposed = decide(machine.rollout, PASS, None, 2.0, unloadable=Unloadable("2", "it ends at once"))
+    proposed = decide(machine.rollout, PASS, None, 2.0, untenable=Unloadable("2", "it ends at once"))
     assert (proposed.kind, proposed.verdict.result) == (Kind.RETIRED, Result.FAIL)
 
 

@@ -3,6 +3,7 @@
 Everything goes through `python -m deployctl`, real sockets and real processes; nothing sleeps but the polls in here.
 """
 
+import itertools
 import json
 import math
 import os
@@ -256,6 +257,12 @@ class Box:
         """What `status -o json` prints, asked where the command asks: it is quicker by a Python start."""
         with AdminClient(self.home.admin_socket, NAME) as client:
             return client.get("/v1/status", timeout=PATIENCE)
+
+    def pause_and_resume_until_the_disk_is_full(self):
+        """The last page of the journal takes some records when the disk takes no page more."""
+        with AdminClient(self.home.admin_socket, NAME) as client, suppress(UnavailableError):
+            for verb in itertools.cycle(("pause", "resume")):
+                client.post(f"/v1/{verb}", {"by": "a test"})
 
     def another_controller(self, gone, within=3 * PATIENCE):
         """Wait until one answers that is not this one; it has to read first what the other wrote, and the processor may be busy."""
