@@ -19,7 +19,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so does a shell's `&`
 
 ALONE = (
     "service/test_examples.py",
-    "service/test_service_life.py",
     "faults/test_clocks.py",
     "faults/test_kills.py",
     "faults/test_no_request_fails.py",

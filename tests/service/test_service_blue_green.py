@@ -94,8 +94,7 @@ def test_after_the_promotion_the_version_before_is_warm_and_one_command_away(box
     assert answered_by(callers) == {"1", "2"}
 
 
-@pytest.mark.parametrize("kills", [0, 2])
-@pytest.mark.parametrize(("candidate", "code"), [("2", 0), ("nan", 3)])
+@pytest.mark.parametrize(("candidate", "code", "kills"), [("2", 0, 2), ("nan", 3, 0)])
 def test_live_export_and_replay_of_a_switch_agree(box, candidate, code, kills):
     box.up()
     manifest = box.manifest(

@@ -14,8 +14,7 @@ def evidence(events):
     ]
 
 
-@pytest.mark.parametrize("candidate", ["2", "nan"])
-@pytest.mark.parametrize("kills", [0, 2])
+@pytest.mark.parametrize(("candidate", "kills"), [("2", 2), ("nan", 0)])
 def test_live_export_and_replay_agree(box, candidate, kills):
     box.up()
     manifest = box.manifest(

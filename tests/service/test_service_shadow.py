@@ -132,7 +132,7 @@ def test_a_model_that_has_shadowed_people_becomes_live_by_a_persons_word_alone(b
     assert done.code == 0, done
     assert box.status()["live"] == "1"
     assert infer(box.url, "a")["outputs"]
-    ramp = box.ramp(box.manifest("2", "1"))  # and then a canary begins where the shadow ended
+    ramp = box.ramp(box.manifest("2", "1", canary={"stepTimeout": "2s"}))  # and then a canary begins where the shadow ended
     assert ramp.code in {0, 5}, ramp
 
 
@@ -158,8 +158,9 @@ def test_a_canary_with_a_bad_candidate_ends_at_its_copies(box):
     assert answered_by(callers) == {"1"}
 
 
-@pytest.mark.parametrize("kills", [0, 2])
-@pytest.mark.parametrize("candidate", ["2", "off", ["2", "nan"]], ids=["pass", "fail", "several"])
+@pytest.mark.parametrize(
+    ("candidate", "kills"), [("2", 2), ("off", 0), (["2", "nan"], 2)], ids=["pass", "fail", "several"]
+)
 def test_live_export_and_replay_of_a_shadow_agree(box, candidate, kills):
     box.up()
     manifest = box.manifest(
