@@ -132,7 +132,8 @@ def test_a_model_that_has_shadowed_people_becomes_live_by_a_persons_word_alone(b
     assert done.code == 0, done
     assert box.status()["live"] == "1"
     assert infer(box.url, "a")["outputs"]
-    ramp = box.ramp(box.manifest("2", "1", canary={"stepTimeout": "2s"}))  # and then a canary begins where the shadow ended
+    # And then a canary begins where the shadow ended.
+    ramp = box.ramp(box.manifest("2", "1", canary={"stepTimeout": "2s"}))
     assert ramp.code in {0, 5}, ramp
 
 
