@@ -37,6 +37,7 @@ class Held:
     state: str = ""
     report: dict[str, Any] = field(default_factory=dict)
     restarts: int = 0
+    in_a_row: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,13 +207,15 @@ class ServiceHome:
         try:
             if self.input_key.exists():
                 return
-            with tempfile.NamedTemporaryFile(
-                dir=self.path, prefix=".input.key.", delete=False
-            ) as temporary:  # 0600
-                temporary.write(secrets.token_bytes(INPUT_KEY_BYTES))
-                temporary.flush()
-                os.fsync(temporary.fileno())
-            publish(Path(temporary.name), self.input_key)
+            handle, name = tempfile.mkstemp(dir=self.path, prefix=".input.key.")  # 0600
+            try:
+                with os.fdopen(handle, "wb") as temporary:
+                    temporary.write(secrets.token_bytes(INPUT_KEY_BYTES))
+                    temporary.flush()
+                    os.fsync(temporary.fileno())
+                publish(Path(name), self.input_key)
+            finally:
+                Path(name).unlink(missing_ok=True)
         except OSError as error:
             raise _unavailable(self.input_key, "cannot be made", error) from error
 

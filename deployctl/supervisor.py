@@ -131,7 +131,7 @@ class WorkerChild(Child):
 
     def held(self) -> Held:
         """As any child, with what it reported."""
-        return Held(self.pid, self.settings, self.state, dict(self.report), self.restarts)
+        return Held(self.pid, self.settings, self.state, dict(self.report), self.restarts, self.in_a_row)
 
     def described(self) -> dict[str, Any]:
         """The worker as the controller is told of it."""
@@ -196,7 +196,8 @@ class Supervisor:
         self._fence, self._generation = before.fence, before.generation
         for held in before.workers:
             worker = WorkerChild(f"worker {held.settings['version']}", [], settings=held.settings)
-            worker.state, worker.report, worker.restarts = held.state, held.report, held.restarts
+            worker.state, worker.report = held.state, held.report
+            worker.restarts, worker.in_a_row = held.restarts, held.in_a_row
             worker.process = Adopted(held.pid) if held.pid else None
             self._workers[held.settings["id"]] = worker
         if before.router is not None:

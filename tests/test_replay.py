@@ -172,14 +172,16 @@ def test_a_candidate_that_cannot_be_kept_loaded_ends_the_replay_too(what, per_se
             same_events(service, tmp_path)
 
 
-def test_a_candidate_that_nobody_can_watch_any_more_ends_the_replay_too(tmp_path):
-    with begin(tmp_path, canary={"minDwell": "60s"}, per_second=400.0) as service:
+@pytest.mark.parametrize(("choice", "phase"), [("rollback", Phase.ROLLED_BACK), ("hold", Phase.PAUSED)])
+def test_a_candidate_that_nobody_can_watch_any_more_ends_the_replay_too(choice, phase, tmp_path):
+    canary = {"minDwell": "60s", "onInconclusive": choice}
+    with begin(tmp_path, canary=canary, per_second=400.0) as service:
         service.watch(3)
         service.controller._records._max_bytes = 1
         service.watch(9)
         assert service.rollout.phase is Phase.PROGRESSING
         service.watch(2)
-        assert service.rollout.phase is Phase.ROLLED_BACK
+        assert service.rollout.phase is phase
         end = service.events[-1]
         assert (end.cause, end.verdict.result) == (Cause.INCONCLUSIVE, Result.INCONCLUSIVE)
         assert end.reason.startswith(UNWATCHED)

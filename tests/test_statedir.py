@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -357,6 +358,18 @@ def test_the_key_for_inputs_is_made_once_and_is_the_owners_only(home: ServiceHom
 def test_a_key_that_cannot_be_made_is_said_with_its_path(home: ServiceHome) -> None:
     with pytest.raises(UnavailableError, match=r"input\.key: cannot be made"):
         home.make_input_key()
+
+
+def test_a_key_that_does_not_reach_the_disk_leaves_nothing_behind(home: ServiceHome, monkeypatch) -> None:
+    home.create()
+
+    def failing(_fd: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(UnavailableError, match=r"input\.key: cannot be made"):
+        home.make_input_key()
+    assert [path.name for path in home.path.iterdir() if "input" in path.name] == []
 
 
 def test_a_service_that_cannot_be_read_hides_none_of_the_others(home: ServiceHome) -> None:

@@ -296,8 +296,17 @@ def _stop(rollout: Rollout, verdict: Verdict, untenable: Untenable | None, now: 
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, verdict)
     if isinstance(untenable, Unwatched) and rollout.weight > 0:
         blind = replace(verdict, result=Result.INCONCLUSIVE, reason=f"{UNWATCHED}{untenable.words}")
-        return _end(rollout, rollout.plan.failed, now, Cause.INCONCLUSIVE, blind)
+        return _inconclusive(rollout, blind, now)
     return None
+
+
+def _inconclusive(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
+    """What the manifest wants where there is too little evidence; None where a person is waited for already."""
+    if rollout.plan.on_inconclusive is not OnInconclusive.HOLD:
+        return _end(rollout, rollout.plan.failed, now, Cause.INCONCLUSIVE, verdict)
+    if rollout.phase is Phase.PAUSED:
+        return None
+    return Event(0, Kind.HELD, now, "gate", Cause.INCONCLUSIVE, verdict.reason, verdict=verdict)
 
 
 def _without(rollout: Rollout, verdict: Verdict, unloadable: Unloadable) -> Verdict:
@@ -411,10 +420,7 @@ def _inconclusive_if_late(rollout: Rollout, verdict: Verdict, now: float) -> Eve
     if rollout.plan.others:
         verdict = _of_all(rollout, verdict)
     reason = f"not enough evidence within the step's time: {verdict.reason}"
-    late = replace(verdict, reason=reason)
-    if rollout.plan.on_inconclusive is OnInconclusive.HOLD:
-        return Event(0, Kind.HELD, now, "gate", Cause.INCONCLUSIVE, reason, verdict=late)
-    return _end(rollout, rollout.plan.failed, now, Cause.INCONCLUSIVE, late)
+    return _inconclusive(rollout, replace(verdict, reason=reason), now)
 
 
 def next_due(rollout: Rollout, after: float) -> float | None:

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from deployctl.errors import Exit, InvalidError, UnavailableError
@@ -30,6 +31,7 @@ async def read_apart(
     """As `load.load`, in a child process. Raises InvalidError with every problem, UnavailableError when no child can run."""
     names = {"engines": list(engines), "metrics": list(metrics), "label_sources": list(label_sources)}
     known = json.dumps({"source": str(source), **names})
+    child: asyncio.subprocess.Process | None = None
     try:
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", __name__, known),
@@ -42,6 +44,10 @@ async def read_apart(
         raise UnavailableError(
             f"{source}: no process could read it: {error or 'it took too long'}"
         ) from error
+    finally:
+        if child is not None and child.returncode is None:
+            with suppress(ProcessLookupError):
+                child.kill()
     if child.returncode == Exit.INVALID:
         raise InvalidError(answer.decode("utf-8", "replace"))
     if child.returncode != Exit.DONE:

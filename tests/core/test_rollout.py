@@ -28,6 +28,7 @@ from deployctl.core.rollout import (
     Kind,
     Rollout,
     Unloadable,
+    Unwatched,
     apply,
     decide,
     pass_step,
@@ -411,6 +412,32 @@ def test_a_candidate_that_cannot_be_kept_loaded_ends_its_rollout_and_harm_that_w
     )
     words = verdict.reason if verdict is FAIL else "the candidate cannot be kept loaded: it ends at once"
     assert proposed.reason == words
+
+
+BLIND = Unwatched("the disk is full")
+
+
+@pytest.mark.parametrize("phase", [Phase.PROGRESSING, Phase.PAUSED])
+def test_a_candidate_that_nobody_can_watch_is_taken_off_its_callers_as_inconclusive(phase):
+    proposed = decide(in_phase(phase), UNSURE, None, 100.0, untenable=BLIND)
+    assert (proposed.kind, proposed.cause) == (Kind.ROLLED_BACK, Cause.INCONCLUSIVE)
+    assert proposed.reason == "nobody can watch the candidate: the disk is full"
+    harmful = decide(in_phase(phase), FAIL, None, 100.0, untenable=BLIND)
+    assert (harmful.kind, harmful.cause) == (Kind.ROLLED_BACK, Cause.EVIDENCE)
+
+
+def test_a_candidate_that_nobody_can_watch_is_held_where_the_manifest_says_so():
+    machine = at_step(0, canary(5, on_inconclusive=OnInconclusive.HOLD))
+    held = decide(machine.rollout, UNSURE, None, 100.0, untenable=BLIND)
+    assert (held.kind, held.cause) == (Kind.HELD, Cause.INCONCLUSIVE)
+    machine.happen(held)
+    assert decide(machine.rollout, UNSURE, None, 101.0, untenable=BLIND) is None
+
+
+@pytest.mark.parametrize("phase", [Phase.PENDING, Phase.PROMOTED])
+def test_where_the_candidate_answers_nobody_or_everybody_nothing_ends_because_nobody_can_watch(phase):
+    before = decide(in_phase(phase), UNSURE, None, 1.0)
+    assert decide(in_phase(phase), UNSURE, None, 1.0, untenable=BLIND) == before
 
 
 def test_a_shadow_whose_candidate_cannot_be_kept_loaded_retires_with_fail():
