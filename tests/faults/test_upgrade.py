@@ -115,6 +115,43 @@ def test_whatever_is_killed_during_an_upgrade_nothing_is_lost(box, newer, long, 
     tally.count("kill during an upgrade", len(tried))
 
 
+def test_of_two_upgrades_at_once_one_is_done_and_the_other_is_done_or_refused(box, newer, long):
+    if not long:
+        pytest.skip("in the long version: make faults")
+    old = box.python
+    for number in range(10):
+        box.python = old if number % 2 else newer
+        with load(box, 50):
+            both = [box.begin("upgrade", NAME) for _ in range(2)]
+            said = [one.communicate(timeout=60)[1] for one in both]
+            codes = sorted(one.returncode for one in both)
+            assert codes[0] == 0, said
+            assert codes[1] in {0, 7}, said
+            wait_for(lambda: not box.status()["upgrade"]["left"], what="the end of both")
+        everybody = [box.supervisor, *children(box.supervisor)]
+        assert len(everybody) == 4
+        assert {command(pid)[0] for pid in everybody} == {str(box.python)}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_rollout_that_begins_in_an_upgrade_goes_its_way(box, newer, moment, long):
+    if not long:
+        pytest.skip("in the long version: make faults")
+    supervisor, old = box.supervisor, box.python
+    box.python = newer
+    with load(box, 50) as (kept, _):
+        upgrading = box.begin("upgrade", NAME)
+        wait_for(lambda: MOMENTS[moment](seen(supervisor)) or upgrading.poll() is not None)
+        box.python = old
+        ramped = box.ramp(box.manifest())
+        assert ramped.code == 0, ramped
+        upgrading.communicate(timeout=60)
+        assert upgrading.returncode == 0
+        kept.wait_for_answers(20, of="2")
+    assert box.status()["live"] == "2"
+    assert box.status()["release"] == NEW
+
+
 def kill_in_upgrade(box, victim, moment):
     """SIGKILL at a moment of an upgrade; where that is over before it was seen, after it."""
     supervisor = box.supervisor
