@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deployctl.core.forecast import MetricForecast, StepForecast, Traffic
     from deployctl.core.plan import Plan, Version
     from deployctl.manifest.manifest import Manifest, ModelRef
+    from deployctl.serving.model import Model
 
 
 def run_plan(
@@ -63,14 +64,13 @@ class Differences:
 def _class_order(manifest: Manifest) -> str | None:
     """Which candidate seems to name its classes in another order than the baseline, and why; None where none does."""
     from deployctl.serving.class_order import class_order_problem  # noqa: PLC0415 - as above
-    from deployctl.serving.model import Model  # noqa: PLC0415 - as above
 
     reading = manifest.prediction
     if manifest.baseline is None or reading is None or reading.read != "argmax":
         return None
-    baseline = Model(manifest.baseline.path, _digest(manifest.baseline))
+    baseline = _loaded(manifest.baseline, _digest(manifest.baseline))
     for candidate in manifest.candidates:
-        model = Model(candidate.path, _digest(candidate))
+        model = _loaded(candidate, _digest(candidate))
         if problem := class_order_problem(baseline, model, reading.output, reading.classes):
             return f"version {candidate.version}: {problem}"
     return None
@@ -79,11 +79,18 @@ def _class_order(manifest: Manifest) -> str | None:
 def _checked(model: ModelRef) -> tuple[Version, dict[str, Any]]:
     """The digest of a model's bytes and what it says of itself. Raises what is wrong with it."""
     from deployctl.core.plan import Version  # noqa: PLC0415 - --help does without
-    from deployctl.serving.model import Model  # noqa: PLC0415 - onnxruntime
 
     found = _digest(model)
-    report = Model(model.path, model.digest or found).report()
+    report = _loaded(model, model.digest or found).report()
     return Version(model.version, found), report
+
+
+def _loaded(model: ModelRef, digest: str) -> Model:
+    """Watched like a worker's: a model that hangs is stopped, and is one line."""
+    from deployctl.serving.model import Model  # noqa: PLC0415 - onnxruntime
+    from deployctl.serving.watch import Watch  # noqa: PLC0415 - as above
+
+    return Model(model.path, digest, Watch())
 
 
 def _digest(model: ModelRef) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployctl.serving.model import Model, ModelFailure
-from deployctl.wire.oip import DTYPES, TensorSpec
+from deployctl.wire.oip import DTYPES, Array, TensorSpec
 
 METADATA_KEYS = ("classes", "class_names", "names", "labels")
 """Under which exporters keep the names of classes (`names` is Ultralytics')."""
@@ -27,6 +28,9 @@ first: to a picture's model noise is all one class, and an even grey another.
 
 FEWEST_CLASSES, AGREES, DIFFERS = 2, 0.9, 0.3
 """At least so many classes must be seen; in another order the two agree on this share, in the same on less than that."""
+
+MAX_SECONDS = 20.0
+"""Models that are slower than that leave it to the shadow, and one that hangs does not hang who asks."""
 
 MAX_ELEMENTS = 1 << 20
 """Inputs larger than this are not climbed on."""
@@ -76,9 +80,9 @@ def moved_classes(baseline: Model, candidate: Model, output: str) -> dict[int, i
     if len(baseline.inputs) != 1 or not _can_climb(baseline.inputs[0]):
         return None
     try:
-        seen = _seen_together(baseline, candidate, output)
+        seen = _seen_together(baseline, candidate, output, time.monotonic() + MAX_SECONDS)
     except (ModelFailure, KeyError, ValueError):
-        return None  # a model that fails on noise says nothing here
+        return None  # a model that fails on noise, or takes too long for it, says nothing here
     return _reordering(seen) if seen is not None else None
 
 
@@ -87,8 +91,17 @@ def _can_climb(spec: TensorSpec) -> bool:
     return spec.datatype in {"FP32", "FP64"} and 0 < elements <= MAX_ELEMENTS
 
 
-def _seen_together(baseline: Model, candidate: Model, output: str) -> NDArray[np.int64] | None:
-    """(classes, classes): how often the candidate called it that where the baseline called it this, on inputs it is sure of."""
+def _seen_together(baseline: Model, candidate: Model, output: str, until: float) -> NDArray[np.int64] | None:
+    """(classes, classes): how often the candidate called it that where the baseline called it this, on inputs it is sure of.
+
+    Raises ModelFailure where that is not known by then (CLOCK_MONOTONIC).
+    """
+
+    def scores_of(model: Model, tried: Array) -> Array:
+        if time.monotonic() > until:
+            raise ModelFailure("it takes too long to look for inputs")
+        return model.run({spec.name: tried}, [output], until)[output]
+
     spec, random = baseline.inputs[0], np.random.default_rng(0)
     shape = [1 if size == -1 else size for size in spec.shape]
     seen: NDArray[np.int64] | None = None
@@ -96,7 +109,7 @@ def _seen_together(baseline: Model, candidate: Model, output: str) -> NDArray[np
         size, rough = REACH[climb % len(REACH)], ROUGH[climb // len(REACH) % len(ROUGH)]
         level = random.random() + rough * (random.random(shape) - 0.5)
         first = (np.clip(level, 0, 1) * size).astype(DTYPES[spec.datatype])
-        scores = baseline.run({spec.name: first}, [output])[output].ravel()
+        scores = scores_of(baseline, first).ravel()
         if seen is None:
             seen = np.zeros((len(scores), len(scores)), dtype=np.int64)
         wanted = climb % len(scores)
@@ -104,12 +117,10 @@ def _seen_together(baseline: Model, candidate: Model, output: str) -> NDArray[np
         for _ in range(STEPS):
             change = random.normal(0.0, 0.3 * size * max(rough, 0.01), shape) * (random.random(shape) < 0.3)
             tried = np.clip(best + change, 0, size).astype(first.dtype)
-            sure = float(baseline.run({spec.name: tried}, [output])[output].ravel()[wanted])
+            sure = float(scores_of(baseline, tried).ravel()[wanted])
             if sure > surest:
                 best, surest = tried, sure
-        says = [
-            int(np.argmax(model.run({spec.name: best}, [output])[output])) for model in (baseline, candidate)
-        ]
+        says = [int(np.argmax(scores_of(model, best))) for model in (baseline, candidate)]
         seen[says[0], says[1]] += 1
     return seen
 

@@ -3,21 +3,24 @@
 import hashlib
 from pathlib import Path
 
+import faulty_models
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deployctl.serving import class_order
 from deployctl.serving.class_order import class_order_problem, moved_classes, named_classes
-from deployctl.serving.model import Model
+from deployctl.serving.model import Model, Stopped
+from deployctl.serving.watch import Watch
 
 DIGITS = Path(__file__).parents[2] / "examples/digits/models"
 PHONES = Path(__file__).parents[2] / "examples/phone-inspection/models"
 NAMES = tuple("0123456789")
 
 
-def opened(path):
-    return Model(path, f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
+def opened(path, watch=None):
+    return Model(path, f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}", watch)
 
 
 def reordered(path, order, folder):
@@ -103,3 +106,30 @@ def test_a_model_that_fails_on_noise_is_no_witness(tmp_path):
     file = tmp_path / "fails.onnx"
     onnx.save(model, file)
     assert moved_classes(opened(file), opened(file), "probabilities") is None
+
+
+def test_where_it_takes_too_long_nothing_is_said_and_one_that_hangs_is_stopped(tmp_path, monkeypatch):
+    path = DIGITS / "v1.onnx"
+    rotated = opened(reordered(path, np.roll(np.arange(10), 1), tmp_path))
+    assert moved_classes(opened(path), rotated, "probabilities") is not None
+    monkeypatch.setattr(class_order, "MAX_SECONDS", 0.0)
+    assert moved_classes(opened(path), rotated, "probabilities") is None
+
+    monkeypatch.setattr(class_order, "MAX_SECONDS", 1.0)
+    sound, hanging = tmp_path / "sound.onnx", tmp_path / "hanging.onnx"
+    sound.write_bytes(faulty_models.sound("1"))
+    hanging.write_bytes(faulty_models.hanging())
+    stopped = []
+    monkeypatch.setattr(Model, "_failure", counting(Model._failure, stopped))
+    assert moved_classes(opened(sound), opened(hanging, Watch()), "probabilities") is None
+    assert [type(failure) for failure in stopped] == [Stopped]
+
+
+def counting(method, results):
+    """The method, and what it gave in `results`."""
+
+    def counted(*args):
+        results.append(method(*args))
+        return results[-1]
+
+    return counted
