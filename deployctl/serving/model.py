@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,9 @@ class Model:
         return ModelFailure(f"the model failed{where}: {type(error).__name__}")
 
     def _warm_up(self, file: Path, seconds: float) -> dict[str, Array]:
+        until = time.monotonic() + seconds
         try:
-            zeros = {spec.name: _zeros(spec) for spec in self.inputs}
-            answer = self._run(zeros, self._names, time.monotonic() + seconds)
+            answer = self._answer_to_something(until)
         except (
             ModelFailure,
             BadRequest,
@@ -199,6 +200,22 @@ class Model:
                     f"{file}: output {spec.name!r} is not the {spec.datatype} that it claims to be"
                 )
         return answer
+
+    def _answer_to_something(self, until: float) -> dict[str, Array]:
+        """What it says to zeros. Of several inputs some may be sizes, steps or divisors, for which zero is no value: then to ones."""
+        zeros = {spec.name: _zeros(spec) for spec in self.inputs}
+        try:
+            return self._run(zeros, self._names, until)
+        except (ModelFailure, BadRequest) as error:
+            if len(zeros) == 1:
+                raise
+            failed = error
+        ones = {name: np.ones_like(array) for name, array in zeros.items() if array.dtype.kind in "iuf"}
+        whole = {name: array for name, array in ones.items() if array.dtype.kind != "f"}
+        for known in (whole, ones):
+            with suppress(ModelFailure, BadRequest):
+                return self._run(zeros | known, self._names, until)
+        raise failed
 
 
 def _read(file: Path, digest: str) -> bytes:

@@ -54,6 +54,9 @@ _PYTHON_TYPES: dict[str, type[bool | int | float | str]] = {
     "O": str,
 }
 _MAX_RANK = 32
+_ALIGNED = 16
+"""Bytes. Where a tensor begins elsewhere, sums of onnxruntime's are taken in another order and end in other last bits; numpy's own
+memory always begins so."""
 _LENGTH = Struct("<I")
 _NESTED = re.compile(rb"\[\s*\[")
 
@@ -389,7 +392,7 @@ def _from_binary(
     if dtype.kind == "b" and count and np.frombuffer(data, np.uint8).max() > 1:
         _refuse(name, "a byte of a BOOL tensor is neither 0 nor 1")
     array = np.frombuffer(data, dtype).reshape(shape)
-    return array if array.flags.aligned else array.copy()
+    return array if array.__array_interface__["data"][0] % _ALIGNED == 0 else array.copy()
 
 
 def _decode_raw(body: bytes, signature: Sequence[TensorSpec]) -> InferRequest:

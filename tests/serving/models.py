@@ -42,6 +42,20 @@ def echo(datatype, shape=("n", 3)):
     return model([("Identity", ["x"], ["y"], {})], [("x", kind, shape)], [("y", kind, shape)])
 
 
+def divided():
+    """x / by, in whole numbers: by zero it fails."""
+    kind = ONNX_TYPES["INT32"]
+    tensors = [("x", kind, ["n"]), ("by", kind, [1])]
+    return model([("Div", ["x", "by"], ["y"], {})], tensors, [("y", kind, ["n"])])
+
+
+def resized():
+    """A picture, larger or smaller by factors that the caller gives: by zero it fails."""
+    tensors = [("x", FLOAT, [1, 1, 4, 4]), ("scales", FLOAT, [4])]
+    node = ("Resize", ["x", "", "scales"], ["y"], {"mode": "nearest"})
+    return model([node], tensors, [("y", FLOAT, ["a", "b", "c", "d"])])
+
+
 def classifier(features=4, classes=3, scale=1.0):
     """A linear layer and a softmax, with weights that are always the same."""
     weights = np.random.default_rng(7).normal(size=(features, classes)).astype(np.float32) * scale

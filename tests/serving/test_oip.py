@@ -253,6 +253,16 @@ def test_an_output_may_say_otherwise_than_the_request_about_binary_data():
     assert request.outputs == {"a": True, "b": False}
 
 
+@pytest.mark.parametrize("spaces", range(16))
+def test_a_binary_tensor_begins_where_onnxruntime_adds_in_the_same_order_wherever_it_was_in_the_body(spaces):
+    values = struct.pack("<ff", 0.1, 2.5)
+    tensor = {"name": "a", "shape": [2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}
+    head = json.dumps({"inputs": [tensor]}).encode() + b" " * spaces
+    array = oip.decode(head + values, len(head)).inputs["a"]
+    assert array.ctypes.data % 16 == 0
+    assert array.tobytes() == values
+
+
 def test_binary_and_json_tensors_may_be_mixed_in_both_directions():
     content, length = binary(
         {

@@ -77,6 +77,13 @@ def test_a_model_of_no_use_ends_its_worker_with_one_line_and_2(start, content, m
     assert not bench.socket.exists()
 
 
+@pytest.mark.parametrize("kind", ["INT32", "FP32"])
+def test_a_model_with_a_size_or_a_divisor_among_its_inputs_is_warmed_with_one_in_its_place(start, kind):
+    bench = start(models.resized() if kind == "FP32" else models.divided())
+    assert "ready" in bench.report
+    assert bench.report["ready"]["nonfinite"] == []
+
+
 def test_a_missing_file_is_the_users_mistake(start):
     bench = start(None)
     assert (bench.report["exit_code"], bench.wait()) == (2, 2)
