@@ -27,7 +27,7 @@ WITH_NEGATIVE = [*BODIES, body_of([-1.0, 0.0, 0.0, 0.0])]
 POISONS = {
     "nan": faulty_models.nan_on_rows,
     "infinite": faulty_models.infinite_on_rows,
-    "other-shape": faulty_models.other_shape_on_rows,
+    "other-shape-on-rows": faulty_models.other_shape_on_rows,
     "other-datatype": faulty_models.other_datatype,
     "hanging": faulty_models.hanging,
     "slow": lambda: faulty_models.slow(30),

@@ -16,7 +16,8 @@ from deployctl.wire.admin import AdminClient
 
 RATE = 150
 NEW = "0.2.0"
-IN_THE_MIDDLE = {"steps": [{"setWeight": 20}, {"pause": {}}, {"setWeight": 50}], "minDwell": "2s"}
+WEIGHT = 20
+IN_THE_MIDDLE = {"steps": [{"setWeight": WEIGHT}, {"pause": {}}, {"setWeight": 50}], "minDwell": "2s"}
 """However long an upgrade takes, it is in the middle of this one: a person passes the first step on."""
 
 
@@ -110,7 +111,7 @@ def test_whatever_is_killed_during_an_upgrade_nothing_is_lost(box, newer, long, 
             settled = wait_for(
                 lambda: in_order(box), 3 * PATIENCE, f"order after {victim} was killed {moment}"
             )
-        assert (settled["phase"], settled["weight"]) == ("progressing", 20)
+        assert settled["phase"] == "progressing"
         assert box.records() == told, "no event is lost and none is new"
     tally.count("kill during an upgrade", len(tried))
 
@@ -171,13 +172,14 @@ def kill_in_upgrade(box, victim, moment):
 
 
 def in_order(box):
-    """The status once nothing of an upgrade is left to do and every split is in force; None before."""
+    """The status once nothing of an upgrade is left to do and the split of the journal is in force; None before."""
     try:
         status = box.status()
     except UnavailableError:  # the new controller reads what the old one wrote, on a busy machine
         return None
     workers = [pid for pid in status["pids"]["workers"].values() if alive(pid)]
-    settled = not status["upgrade"]["left"] and status["weight"] is not None and status["candidate"]
+    # A service that starts in mid-rollout serves before its candidate is loaded: at weight 0, and then as the journal says.
+    settled = not status["upgrade"]["left"] and status["weight"] == WEIGHT and status["candidate"]
     whole = len(workers) == 2 and len(children(status["pids"]["supervisor"])) == 4
     return status if settled and whole else None
 
