@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import platform
+import re
 import subprocess
 import sys
 import time
@@ -41,6 +43,21 @@ def start():
             return process
 
         yield start
+
+
+def test_who_takes_short_turns_keeps_its_policy_and_its_nice_value(start):
+    process = start(
+        SLEEP,
+        before="import os; os.nice(3)\nfrom deployctl.wire.priority import take_short_turns; take_short_turns()\n",
+    )
+    said = Path(f"/proc/{process.pid}/sched")
+    if not said.exists() or "se.slice" not in said.read_text():
+        pytest.skip("this kernel does not say how long a slice is")
+    values = dict(re.findall(r"(?m)^(\S+) +: +(\S+)", said.read_text()))
+    usual = dict(re.findall(r"(?m)^(\S+) +: +(\S+)", Path("/proc/self/sched").read_text()))
+    assert (values["policy"], values["prio"]) == ("0", "123")
+    if tuple(map(int, platform.release().split(".")[:2])) >= (6, 12):
+        assert int(values["se.slice"]) == 200_000 < int(usual["se.slice"])
 
 
 def sleeps(process):

@@ -26,6 +26,7 @@ from deployctl.router.http import Connections
 from deployctl.router.orders import OrdersLink
 from deployctl.router.server import Server, Settings
 from deployctl.wire.lifeline import die_with_parent
+from deployctl.wire.priority import take_short_turns
 
 _LAST_BATCH = 1.0  # seconds for the controller to confirm the last outcomes
 _LAST_REQUEST = 1.0  # seconds in which an idle caller may still send one, and is answered, before its connection is closed
@@ -48,6 +49,7 @@ def main() -> None:
     except msgspec.DecodeError as error:
         parser.error(f"--settings: {error}")
     _allow_many_connections()
+    take_short_turns()
     gc.freeze()  # what is loaded now stays; the collector need not look at it again
     uvloop.run(serve(socket.socket(fileno=args.data_fd), args.orders, args.heir, settings))
 

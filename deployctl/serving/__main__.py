@@ -18,7 +18,7 @@ import msgspec
 from deployctl.errors import DeployctlError, Exit, InvalidError
 from deployctl.serving.settings import Settings
 from deployctl.wire.lifeline import die_with_parent
-from deployctl.wire.priority import step_back
+from deployctl.wire.priority import step_back, take_short_turns
 
 
 def main() -> int:
@@ -29,6 +29,8 @@ def main() -> int:
     try:
         settings = _settings(arguments.settings)
         priority = step_back() if settings.idle else "normal"
+        if not settings.idle:
+            take_short_turns()
         return _serve(settings, priority, arguments.socket, arguments.report_fd)
     except DeployctlError as error:
         message = " ".join(str(error).split())

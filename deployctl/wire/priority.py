@@ -7,9 +7,13 @@ that goes on it can be seen that the thread is runnable, as it was at the last l
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import sys
 from collections import deque
 from pathlib import Path
+from struct import Struct
 from typing import NamedTuple
 
 ENOUGH = 0.25
@@ -20,6 +24,11 @@ _BUSY = 0.5
 
 _SHORTEST = 0.02
 """Seconds between two looks that say something."""
+
+_SLICE_NANOSECONDS = 200_000
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_ATTRIBUTES = Struct("=IIQiIQQQ")
+"""The kernel's `struct sched_attr`: size, policy, flags, nice, priority, runtime (here: the slice), deadline, period."""
 
 _REMEMBERED = 4096
 """Looks; at ten in a second more than six minutes."""
@@ -37,6 +46,21 @@ def step_back(process: int = 0) -> str:
     except (AttributeError, OSError):  # no such policy on this system, or not for us
         return "normal"
     return "idle"
+
+
+def take_short_turns() -> bool:
+    """Has this process answer for callers: whenever it wakes up it comes before whoever computes for longer, and says whether it does.
+
+    It gets no more of the processor than before, only sooner: a slice that is shorter than the usual one (kernel documentation: EEVDF,
+    `sched_setattr`; Linux 6.12 and newer take it, older ones leave it at the usual).
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    if number is None or sys.platform != "linux":
+        return False
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, _SLICE_NANOSECONDS, 0, 0)
+    failed: int = ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0)
+    return failed == 0
 
 
 class _Thread(NamedTuple):

@@ -29,6 +29,9 @@ CALLS = (
     "open,openat,creat,write,pwrite64,writev,pwritev,sendto,sendmsg,fsync,fdatasync,sync_file_range,ftruncate,truncate,fallocate,rename,"
     "renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir,copy_file_range,sendfile"
 )
+ROOM = ".reserve"
+"""Nobody ever reads what such a file holds, and its room is taken anew at each start: whatever a power cut leaves of it is as good."""
+
 ACKNOWLEDGED = "acknowledged"
 """An operation that is none: something was said to the outside, so all that was written down until then is promised."""
 
@@ -147,6 +150,8 @@ def _joined(arguments: str, texts: list[bytes], number: int) -> Path:
 
 def _within(root: Path, found: Iterator[Op], is_answer: Callable[[str, bytes], bool]) -> Iterator[Op]:
     for op in found:
+        if op.path.suffix == ROOM:
+            continue
         if op.path.is_relative_to(root):
             assert op.kind in _APPLY, f"the model knows no {op.kind} of {op.path}"
             yield op
