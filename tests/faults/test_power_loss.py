@@ -310,6 +310,8 @@ def _lead_a_whole_life(box: Box, log: Path) -> None:
 
 
 def _serves(box: Box) -> bool:
+    if not box.home.admin_socket.exists():  # httpcore forgets the socket with which it could not connect
+        return False
     with suppress(DeployctlError):
         return box.status()["weight"] is not None
     return False
