@@ -454,11 +454,11 @@ def test_an_order_that_was_cut_short_by_a_crash_ends_and_can_be_given_again(serv
     rolled_back_after_promotion(service)
     append, seen = service.journal.append, []
 
-    def killed(record):
+    def killed(record, **more):
         if record["event"]["kind"] == "promoted":
             seen.append(record)
             raise SystemExit
-        return append(record)
+        return append(record, **more)
 
     service.journal.append = killed
     with pytest.raises(SystemExit):
@@ -476,10 +476,10 @@ def test_a_hold_back_ends_with_the_start_of_the_next_rollout_even_if_that_start_
     held_back_after_promotion(service)
     append = service.journal.append
 
-    def killed(record):
+    def killed(record, **more):
         if record["event"]["kind"] == "started":
             raise SystemExit
-        return append(record)
+        return append(record, **more)
 
     service.journal.append = killed
     with pytest.raises(SystemExit):

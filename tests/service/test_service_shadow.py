@@ -63,6 +63,8 @@ def test_a_poisonous_candidate_fails_its_shadow_and_no_caller_notices(box, candi
     assert answered_by(callers) == {"1"}
 
 
+# A model that never ends wants a processor all the time, and where others take it, being late is no evidence against it.
+@pytest.mark.alone
 def test_a_shadow_that_hangs_fails_by_its_time_outs_and_no_caller_notices(box):
     box.up()
     manifest = box.manifest("hanging", shadow=SOON | {"timeout": "200ms"}, metrics=("error-rate",))
