@@ -35,20 +35,26 @@ def run_plan(
     if rate <= 0 or not 0 <= base_rate < 1:
         raise InvalidError("--rate must be above 0 requests a second, --base-rate from 0 to below 1")
     manifest = read_manifest(file)
-    baseline, ours = (HUMAN, None) if manifest.baseline is None else _checked(manifest.baseline)
+    together = manifest.service.batching
+    baseline, ours = (
+        (HUMAN, None) if manifest.baseline is None else _checked(manifest.baseline, together=together)
+    )
     if manifest.candidate is None or manifest.strategy is None:
-        _print_service(manifest, baseline, as_json=as_json)
+        _print_service(manifest, baseline, ours, as_json=as_json)
         return Exit.DONE
-    checked = [_checked(candidate) for candidate in manifest.candidates]
+    checked = [_checked(candidate, together=together) for candidate in manifest.candidates]
     compiled = plan(manifest, baseline, *(version for version, _ in checked))
     traffic = Traffic(rate, rate if label_rate is None else label_rate, base_rate)
     steps = forecast(compiled, traffic)
     difference = next((words for _, theirs in checked if (words := _difference(ours, theirs))), None)
     order = None if difference else _class_order(manifest)
+    reports = {
+        version.version: report for version, report in [(baseline, ours), *checked] if report is not None
+    }
     if as_json:
-        show_document(_document(manifest, compiled, traffic, steps, Differences(difference, order)))
+        show_document(_document(manifest, compiled, traffic, steps, Differences(difference, order), reports))
     else:
-        for line in _lines(manifest, compiled, traffic, steps, Differences(difference, order)):
+        for line in _lines(manifest, compiled, traffic, steps, Differences(difference, order), reports):
             say(line)
     return Exit.INVALID if difference or order else Exit.DONE
 
@@ -76,13 +82,15 @@ def _class_order(manifest: Manifest) -> str | None:
     return None
 
 
-def _checked(model: ModelRef) -> tuple[Version, dict[str, Any]]:
-    """The digest of a model's bytes and what it says of itself. Raises what is wrong with it."""
+def _checked(model: ModelRef, *, together: bool) -> tuple[Version, dict[str, Any]]:
+    """The digest of a model's bytes and what it says of itself, as its worker would. Raises what is wrong with it."""
     from deployctl.core.plan import Version  # noqa: PLC0415 - --help does without
+    from deployctl.serving.batching import OFF, find_batching  # noqa: PLC0415 - onnxruntime
 
     found = _digest(model)
-    report = _loaded(model, model.digest or found).report()
-    return Version(model.version, found), report
+    loaded = _loaded(model, model.digest or found)
+    batching = find_batching(loaded) if together else OFF
+    return Version(model.version, found), {**loaded.report(), "batching": batching._asdict()}
 
 
 def _loaded(model: ModelRef, digest: str) -> Model:
@@ -110,18 +118,38 @@ def _difference(ours: dict[str, Any] | None, theirs: dict[str, Any]) -> str | No
     return None if ours is None else signature_difference(ours, theirs)
 
 
-def _print_service(manifest: Manifest, baseline: Version, *, as_json: bool) -> None:
+def _print_service(
+    manifest: Manifest, baseline: Version, report: dict[str, Any] | None, *, as_json: bool
+) -> None:
+    reports = {} if report is None else {baseline.version: report}
     if as_json:
         document = {"schema_version": 1, "service": manifest.name, "baseline": asdict(baseline), "steps": []}
-        show_document(document)
+        show_document(document | {"batching": _batching(reports)})
     else:
         say(
             f"{manifest.name}: version {baseline.version} ({baseline.digest[:19]}) alone; nothing to roll out"
         )
+        for line in _batching_lines(reports):
+            say(line)
+
+
+def _batching(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {version: report["batching"] for version, report in reports.items()}
+
+
+def _batching_lines(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
+    for version, (rows, why) in ((version, one.values()) for version, one in _batching(reports).items()):
+        words = f"up to {rows} requests that wait share an inference" if why is None else f"none, for {why}"
+        yield f"batching of version {version}: {words}"
 
 
 def _document(
-    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], differ: Differences
+    manifest: Manifest,
+    plan: Plan,
+    traffic: Traffic,
+    steps: list[StepForecast],
+    differ: Differences,
+    reports: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     document: dict[str, Any] = _finite(
         {
@@ -140,6 +168,7 @@ def _document(
             "assumed": asdict(traffic),
             "signature_difference": differ.signature,
             "class_order_difference": differ.class_order,
+            "batching": _batching(reports),
             "steps": [asdict(step) for step in steps],
             "typical_seconds": sum(step.typical for step in steps),
             "slow_seconds": sum(step.slow for step in steps),
@@ -158,7 +187,12 @@ def _finite(value: Any) -> Any:
 
 
 def _lines(
-    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], differ: Differences
+    manifest: Manifest,
+    plan: Plan,
+    traffic: Traffic,
+    steps: list[StepForecast],
+    differ: Differences,
+    reports: dict[str, dict[str, Any]],
 ) -> Iterator[str]:
     tried = ", ".join(f"version {one.version} ({one.digest[:19]})" for one in plan.candidates)
     live = "people" if plan.people_alone else f"version {plan.baseline.version} ({plan.baseline.digest[:19]})"
@@ -166,6 +200,7 @@ def _lines(
     yield f"signatures: {differ.signature or 'inputs and outputs are the same'}"
     if differ.class_order:
         yield f"classes: {differ.class_order}"
+    yield from _batching_lines(reports)
     yield (
         f"assumed: {traffic.requests_per_second:g} requests/s, {traffic.labels_per_second:g} labels/s, a baseline with "
         f"{100 * traffic.base_rate:g} % bad answers (change with --rate, --label-rate, --base-rate)"

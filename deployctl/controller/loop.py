@@ -721,6 +721,8 @@ class Controller:
             "prediction": self._predictions.get(version.digest),
             "idle": self._only_copies(version),
             "memory": (self.spec.get("limits") or {}).get("workerMemory"),
+            "batching": self.spec.get("batching", True),
+            "max_batch_delay": self.spec.get("maxBatchDelay", 0.0),
             "generation": self.generation,
         }
         identity = worker_id(settings)

@@ -183,6 +183,8 @@ def _service(written: schema.Service, name: str) -> Service:
         routing_key=None if key is None else key.removeprefix("header:").lower(),
         timeout=written.timeout,
         engine=written.engine,
+        batching=written.batching,
+        max_batch_delay=written.max_batch_delay,
         worker_memory=None if written.limits is None else written.limits.worker_memory,
     )
 

@@ -22,6 +22,8 @@ class Service:
     timeout: float
     engine: str
     worker_memory: int | None = None
+    batching: bool = True
+    max_batch_delay: float = 0.0
 
     @property
     def listen(self) -> str:
@@ -138,9 +140,12 @@ def plan(manifest: Manifest, baseline: Version | None, candidate: Version, *othe
 
 
 def service_spec(manifest: Manifest) -> dict[str, Any]:
-    """`spec.service` with its defaults, by YAML key: what a running service is compared with. A limit that is not written is not in it."""
+    """`spec.service` with its defaults, by YAML key: what a running service is compared with. What came later and is not written is not in it."""
     service = manifest.service
     limits = {} if service.worker_memory is None else {"limits": {"workerMemory": service.worker_memory}}
+    batching: dict[str, Any] = {} if service.batching else {"batching": False}
+    if service.max_batch_delay:
+        batching["maxBatchDelay"] = service.max_batch_delay
     return {
         "listen": service.listen,
         "model": service.model,
@@ -148,6 +153,7 @@ def service_spec(manifest: Manifest) -> dict[str, Any]:
         "timeout": service.timeout,
         "engine": service.engine,
         **limits,
+        **batching,
     }
 
 

@@ -222,6 +222,12 @@ class Service(Section):
     """Per request. Past it the answer is 504 and counts as bad."""
     engine: Annotated[str, _known("engine", LATER_ENGINES)] = ENGINE
     """What carries the traffic."""
+    batching: bool = True
+    """Whether requests that wait may share an inference, where it was seen to change no bit of any answer (`plan` says whether it was)."""
+    max_batch_delay: Annotated[float, PlainValidator(seconds), WithJsonSchema(_DURATION)] = Field(
+        0.0, json_schema_extra={"default": "0s"}
+    )
+    """How long a request may wait for others to share an inference with; by default none waits."""
     limits: Limits | None = None
 
 

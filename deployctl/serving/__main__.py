@@ -43,6 +43,7 @@ def _serve(settings: Settings, priority: str, path: Path, report_fd: int) -> int
     # A quarter of a second of processor goes into these imports: an idle worker that restarts must have stepped back before.
     import uvloop  # noqa: PLC0415 - as above
 
+    from deployctl.serving.batching import OFF, find_batching  # noqa: PLC0415 - as above
     from deployctl.serving.memory import limit_memory  # noqa: PLC0415 - as above
     from deployctl.serving.model import Model  # noqa: PLC0415 - as above
     from deployctl.serving.prediction import Reader  # noqa: PLC0415 - as above
@@ -50,16 +51,24 @@ def _serve(settings: Settings, priority: str, path: Path, report_fd: int) -> int
     from deployctl.serving.worker import Server, Worker, listen  # noqa: PLC0415 - as above
 
     model = Model(Path(settings.file), settings.digest, Watch(), memory=limit_memory(settings.memory))
-    worker = Worker(settings, model, Reader(settings.prediction, model.outputs, model.warm_up))
+    reader = Reader(settings.prediction, model.outputs, model.warm_up)
+    batching = find_batching(model) if settings.batching else OFF
+    worker = Worker(settings, model, reader, batching)
     listener = listen(path)
     # What is loaded now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
 
     async def serve() -> None:
-        server = Server(worker)
+        server = Server(worker, settings.max_batch_delay)
         await server.start(listener)
-        _report(report_fd, {"ready": {"digest": settings.digest, "priority": priority, **model.report()}})
+        ready = {
+            "digest": settings.digest,
+            "priority": priority,
+            **model.report(),
+            "batching": batching._asdict(),
+        }
+        _report(report_fd, {"ready": ready})
         await server.drained()
 
     uvloop.run(serve())

@@ -61,7 +61,8 @@ class Stopped(ModelFailure):
 
 
 class Model:
-    """A loaded and warmed model. `inputs` and `outputs` are its signature, `warm_up` what it said to zeros.
+    """A loaded and warmed model. `inputs` and `outputs` are its signature, `warm_up` what it said to zeros, `axes` the names that it has
+    for the first dimension of its inputs (None for one without a name).
 
     With a `watch` no inference goes on past its deadline. `memory` says which limit it is that an allocation may have met.
     """
@@ -81,7 +82,7 @@ class Model:
         try:
             content = _read(file, digest)
             _refuse_external(content, file)
-            self._session, self.inputs, self.outputs = _load(content, file)
+            self._session, self.inputs, self.outputs, self.axes = _load(content, file)
             self._expected = {spec.name: (spec, DTYPES[spec.datatype], spec.shape) for spec in self.inputs}
             self._names = [spec.name for spec in self.outputs]
             self.warm_up = self._warm_up(file, warm_up_seconds)
@@ -241,7 +242,9 @@ def _refuse_external(content: bytes, file: Path) -> None:
         )
 
 
-def _load(content: bytes, file: Path) -> tuple[Any, list[TensorSpec], list[TensorSpec]]:
+def _load(
+    content: bytes, file: Path
+) -> tuple[Any, list[TensorSpec], list[TensorSpec], dict[str, str | None]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -257,6 +260,7 @@ def _load(content: bytes, file: Path) -> tuple[Any, list[TensorSpec], list[Tenso
         # onnxruntime raises what has no common base; this is its border.
         raise InvalidError(f"{file}: onnxruntime cannot load the model: {_one_line(error)}") from error
     specs: dict[str, list[TensorSpec]] = {"input": [], "output": []}
+    axes: dict[str, str | None] = {}
     for role, name, kind, shape in described:
         datatype = _DATATYPES.get(kind)
         if datatype is None:
@@ -264,7 +268,9 @@ def _load(content: bytes, file: Path) -> tuple[Any, list[TensorSpec], list[Tenso
             raise InvalidError(f"{file}: {role} {name!r} is {kind}, which the protocol cannot carry{hint}")
         sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
         specs[role].append(TensorSpec(name, datatype, sizes))
-    return session, specs["input"], specs["output"]
+        if role == "input":
+            axes[name] = shape[0] if shape and isinstance(shape[0], str) else None
+    return session, specs["input"], specs["output"], axes
 
 
 def _zeros(spec: TensorSpec) -> Array:

@@ -18,7 +18,7 @@ class Settings(msgspec.Struct, frozen=True):
     """One version: the name that clients use, the label, the bytes and the digest that they must have.
 
     `idle`: its answers are given to nobody, so it works only when nobody else wants the processor. `memory`: how many bytes it may
-    take, None for a share of the machine.
+    take, None for a share of the machine. `max_batch_delay`: seconds, see `Server`.
     """
 
     model: str
@@ -28,3 +28,5 @@ class Settings(msgspec.Struct, frozen=True):
     prediction: Prediction | None = None
     idle: bool = False
     memory: int | None = None
+    batching: bool = True
+    max_batch_delay: float = 0.0

@@ -1,7 +1,7 @@
 """The worker's server: frames in from the router, answers out, on one Unix socket and one thread.
 
-All requests that one turn of the loop can read are handled in one go and their answers leave in one write. Whatever
-has arrived is answered: also at SIGTERM, and also when the other side has closed its half of the connection.
+All requests that one turn of the loop can read are handled in one go, those that fit together in one inference, and their
+answers leave in one write. Whatever has arrived is answered: also at SIGTERM, and also when the other side has closed its half of the connection.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
+
+import numpy as np
 
 from deployctl.errors import UnavailableError
+from deployctl.serving.batching import OFF, Batching
 from deployctl.serving.model import Model, ModelFailure, Stopped
 from deployctl.serving.prediction import Reader
 from deployctl.serving.settings import Settings
@@ -54,44 +57,130 @@ _LEAST = {"f": 4, "i": 2, "u": 2}
 """Bytes that a number takes in JSON at least, with its comma."""
 
 
-class Worker:
-    """One version at work: a request in, its answer out. Knows nothing of sockets."""
+class _Asked(NamedTuple):
+    """A request that was read and fits the signature."""
 
-    def __init__(self, settings: Settings, model: Model, reader: Reader) -> None:
+    at: int
+    """Its place among those that are answered together."""
+    request: Request
+    asked: oip.InferRequest
+    request_id: str
+    names: list[str] | None
+    """Outputs to compute: those that it asks for, and the one that the prediction is read from; None for all."""
+
+
+class Worker:
+    """One version at work: requests in, their answers out. Knows nothing of sockets."""
+
+    def __init__(self, settings: Settings, model: Model, reader: Reader, batching: Batching = OFF) -> None:
         self._model_name = settings.model
         self._version = settings.version
         self._model = model
         self._reader = reader
         self._metadata = oip.metadata(settings.model, [settings.version], model.inputs, model.outputs)
+        self.rows = batching.rows
+        """How many rows an inference may have."""
 
-    def answer(self, request: Request) -> Answer:
-        """The answer to one request; every failure is one too."""
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers, in the order of the requests; every failure is one too. Requests of the same form share inferences."""
+        answers: dict[int, Answer] = {}
+        groups: dict[object, list[_Asked]] = {}
+        for at, request in enumerate(requests):
+            read = self._read(at, request)
+            if isinstance(read, Answer):
+                answers[at] = read
+            else:
+                groups.setdefault(self._form(read) if len(requests) > 1 else None, []).append(read)
+        for group in groups.values():
+            self._answer_alike(group, answers)
+        return [answers[at] for at in range(len(requests))]
+
+    def _read(self, at: int, request: Request) -> _Asked | Answer:
         if request.kind is Kind.METADATA:
             return Answer(request.stream, 200, self._metadata, request.request_id)
         request_id = request.request_id
         try:
             asked = oip.decode(request.body, request.json_length, request.encoding, self._model.inputs)
             request_id = asked.id or request_id
-            return self._infer(request, asked, request_id)
-        except BadRequest as error:
-            return self._failed(request, request_id, error.status, error.message)
-        except ModelFailure as error:
-            # Stopped at its deadline it is 504, whether the router or this worker looks at the clock first.
-            return self._failed(request, request_id, 504 if isinstance(error, Stopped) else 500, str(error))
-        except Exception as error:  # noqa: BLE001  # the outermost loop: one request must not end the others
-            return self._failed(request, request_id, 500, f"the worker failed: {type(error).__name__}")
+            names = self._names(asked)
+            self._model.check(asked.inputs)
+        except Exception as error:  # noqa: BLE001  # as in `_attempt`
+            return self._failed(request, request_id, error)
+        return _Asked(at, request, asked, request_id, names)
 
-    def _infer(self, request: Request, asked: oip.InferRequest, request_id: str) -> Answer:
-        model, wanted = self._model, asked.outputs
-        names: list[str] | None = None
-        if wanted is not None:
-            names = list(wanted)
-            model.check_outputs(names)
-            read = self._reader.output
-            if read is not None and read not in wanted:
-                names.append(read)
-        model.check(asked.inputs)
-        outputs = model.run(asked.inputs, names, request.deadline)
+    def _names(self, asked: oip.InferRequest) -> list[str] | None:
+        wanted = asked.outputs
+        if wanted is None:
+            return None
+        names = list(wanted)
+        self._model.check_outputs(names)
+        read = self._reader.output
+        if read is not None and read not in wanted:
+            names.append(read)
+        return names
+
+    def _form(self, read: _Asked) -> object:
+        """Equal for requests that fit into one inference."""
+        inputs = read.asked.inputs
+        shapes = tuple(inputs[spec.name].shape[1:] for spec in self._model.inputs)
+        return shapes if read.names is None else (shapes, *read.names)
+
+    def _answer_alike(self, group: Sequence[_Asked], answers: dict[int, Answer]) -> None:
+        """Requests of one form, as many at a time as an inference may have rows."""
+        if self.rows == 1:
+            for read in group:
+                answers[read.at] = self._attempt(read, None)
+            return
+        batch: list[_Asked] = []
+        rows = 0
+        for read in group:
+            own = _rows_of(read) or self.rows
+            if batch and rows + own > self.rows:
+                self._answer_batch(batch, answers)
+                batch, rows = [], 0
+            batch.append(read)
+            rows += own
+        self._answer_batch(batch, answers)
+
+    def _answer_batch(self, batch: Sequence[_Asked], answers: dict[int, Answer]) -> None:
+        shares = self._run_together(batch) if len(batch) > 1 else None
+        for place, read in enumerate(batch):
+            answers[read.at] = self._attempt(read, None if shares is None else shares[place])
+
+    def _run_together(self, batch: Sequence[_Asked]) -> list[dict[str, Array]] | None:
+        """What each is due of one inference; None where each is to be run by itself, because that one failed or was none of rows."""
+        rows = [_rows_of(read) for read in batch]
+        first = batch[0]
+        try:
+            inputs = {
+                name: np.concatenate([read.asked.inputs[name] for read in batch])
+                for name in first.asked.inputs
+            }
+            deadline = min(read.request.deadline for read in batch)
+            outputs = self._model.run(inputs, first.names, deadline)
+        except Exception:  # noqa: BLE001  # whatever it is, it is known of a request only where that is run alone
+            return None
+        ends = np.cumsum(rows).tolist()
+        if any(array.ndim == 0 or len(array) != ends[-1] for array in outputs.values()):
+            return None
+        return [
+            {name: array[end - own : end] for name, array in outputs.items()}
+            for own, end in zip(rows, ends, strict=True)
+        ]
+
+    def _attempt(self, read: _Asked, outputs: dict[str, Array] | None) -> Answer:
+        """The answer to a request; `outputs` where an inference has already given them."""
+        try:
+            if outputs is None:
+                if read.request.deadline < time.monotonic():  # over while it was in a batch that failed
+                    raise Stopped("the model was stopped: its time was over")
+                outputs = self._model.run(read.asked.inputs, read.names, read.request.deadline)
+            return self._written(read, outputs)
+        except Exception as error:  # noqa: BLE001  # the outermost loop: one request must not end the others
+            return self._failed(read.request, read.request_id, error)
+
+    def _written(self, read: _Asked, outputs: dict[str, Array]) -> Answer:
+        request, wanted = read.request, read.asked.outputs
         for array in outputs.values():
             if array.size > _MANY:
                 _refuse_if_too_large(outputs)
@@ -99,18 +188,31 @@ class Worker:
         prediction, null, confidence = self._reader.read(outputs)
         if wanted is not None and len(outputs) > len(wanted):
             outputs = {name: outputs[name] for name in wanted}
-        body, json_length = oip.encode(self._model_name, self._version, request_id, outputs, asked)
+        body, json_length = oip.encode(self._model_name, self._version, read.request_id, outputs, read.asked)
         encoding = request.accept
         if encoding is not Encoding.IDENTITY:
             body = compress(body, encoding)
         if len(body) > _LARGEST:
             raise ModelFailure(f"the answer has {len(body)} bytes, which is too large")
         return Answer(
-            request.stream, 200, body, request_id, prediction, null, confidence, json_length, encoding
+            request.stream, 200, body, read.request_id, prediction, null, confidence, json_length, encoding
         )
 
-    def _failed(self, request: Request, request_id: str, status: int, message: str) -> Answer:
+    def _failed(self, request: Request, request_id: str, error: Exception) -> Answer:
+        if isinstance(error, BadRequest):
+            status, message = error.status, error.message
+        elif isinstance(error, ModelFailure):
+            # Stopped at its deadline it is 504, whether the router or this worker looks at the clock first.
+            status, message = 504 if isinstance(error, Stopped) else 500, str(error)
+        else:
+            status, message = 500, f"the worker failed: {type(error).__name__}"
         return Answer(request.stream, status, oip.error_body(message, self._version), request_id)
+
+
+def _rows_of(read: _Asked) -> int:
+    """How many rows each of its inputs has; 0 where they have not the same number, or none: such a one has its inference for itself."""
+    rows = {len(array) if array.ndim else 0 for array in read.asked.inputs.values()}
+    return rows.pop() if len(rows) == 1 else 0
 
 
 def _refuse_if_too_large(outputs: Mapping[str, Array]) -> None:
@@ -123,14 +225,20 @@ def _refuse_if_too_large(outputs: Mapping[str, Array]) -> None:
 
 
 class Server:
-    """Every connection of one worker, and the turns in which their requests are handled."""
+    """Every connection of one worker, and the turns in which their requests are handled.
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    `delay`: seconds for which the first of the requests that wait may wait for others, as long as they do not fill an inference.
+    """
+
+    def __init__(self, worker: Worker, delay: float = 0.0) -> None:
+        self._worker = worker
+        self._delay = delay if worker.rows > 1 else 0.0
         self._loop = asyncio.get_running_loop()
         self._links: set[Link] = set()
         self._waiting: deque[Link] = deque()
+        self._requests = 0  # that wait
         self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
         self._draining = False
         self._drained = self._loop.create_future()
 
@@ -149,17 +257,30 @@ class Server:
         if self._draining:
             link.end_reading()
 
-    def left(self, link: Link) -> None:
-        """A connection is gone."""
+    def left(self, link: Link, unanswered: int) -> None:
+        """A connection is gone, and with it what waited there."""
         self._links.discard(link)
+        self._requests -= unanswered
         self._finish()
+
+    def arrived(self, requests: int) -> None:
+        """So many more wait, on connections that are in line or come there by `wake`."""
+        self._requests += requests
+        if self._timer is not None and self._requests >= self._worker.rows:
+            self._schedule()
 
     def wake(self, link: Link) -> None:
         """A connection has something to answer: it has its part in the next turn."""
         self._waiting.append(link)
-        self._schedule()
+        if not self._delay or self._draining or self._requests >= self._worker.rows:
+            self._schedule()
+        elif not self._scheduled and self._timer is None:
+            self._timer = self._loop.call_later(self._delay, self._schedule)
 
     def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
@@ -167,18 +288,48 @@ class Server:
     def _turn(self) -> None:
         self._scheduled = False
         until = time.monotonic() + _TURN
-        for _ in range(len(self._waiting)):
-            link = self._waiting.popleft()
-            if link.work(until):
-                self._waiting.append(link)
+        served: set[Link] = set()
+        while self._waiting:
+            served.update(self._answer_some())
+            if time.monotonic() > until:
+                break
+        for link in served:
+            link.end_turn()
         if self._waiting:
             self._schedule()
+
+    def _answer_some(self) -> list[Link]:
+        """Answers as many requests as an inference may have rows, one of each connection at a time; gives whose they were."""
+        links: list[Link] = []
+        requests: list[Request] = []
+        turns: list[Link] = []
+        while self._waiting and len(requests) < self._worker.rows:
+            link = self._waiting.popleft()
+            turns.append(link)
+            frames = link.waiting
+            request = link.take()
+            self._requests -= frames - link.waiting
+            if request is not None:
+                links.append(link)
+                requests.append(request)
+            if link.in_line:
+                self._waiting.append(link)
+        try:
+            for link, answer in zip(links, self._worker.answer(requests), strict=True):
+                link.put(encode_answer(answer, time.monotonic()))
+        except MemoryError:
+            # No room for a frame: the router takes what was on these connections for lost, and makes others.
+            for link in links:
+                link.abort()
+        return turns
 
     def _drain(self) -> None:
         self._draining = True
         self._server.close()
         for link in self._links:
             link.end_reading()
+        if self._waiting:
+            self._schedule()  # nobody comes whom they could wait for
         self._finish()
 
     def _finish(self) -> None:
@@ -194,23 +345,32 @@ class Link(asyncio.Protocol):
         self._reader = FrameReader()
         self._frames: deque[bytes] = deque()
         self._backlog = 0
-        self._waiting = False
+        self._answers: list[bytes] = []
+        self._size = 0
         self._reading = True
         self._writable = True
         self._ended = False
+        self.in_line = False
+        """Whether it has its part in the next turn."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not taken yet."""
+        return len(self._frames)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has no common base with it
         self._server.joined(self)
 
     def data_received(self, data: bytes) -> None:
+        before = len(self._frames)
         try:
             for frame in self._reader.feed(data):
                 self._frames.append(frame)
                 self._backlog += len(frame)
         except FrameError:
             self._transport.abort()
-            return
+        self._server.arrived(len(self._frames) - before)
         if self._backlog > _BACKLOG and self._reading:
             self._reading = False
             self._transport.pause_reading()
@@ -224,9 +384,10 @@ class Link(asyncio.Protocol):
         return True
 
     def connection_lost(self, _: Exception | None) -> None:
+        unanswered = len(self._frames)
         self._frames.clear()
         self._ended = True
-        self._server.left(self)
+        self._server.left(self, unanswered)
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -242,49 +403,55 @@ class Link(asyncio.Protocol):
         with socket.socket(fileno=descriptor) as own:
             own.shutdown(socket.SHUT_RD)
 
-    def work(self, until: float) -> bool:
-        """Answer what waits, until the time is over or the other side reads too slowly. True: more can be done now."""
-        try:
-            return self._work(until)
-        except (FrameError, MemoryError):
-            # No frame, or no room for one: the router takes what was on this connection for lost, and makes another.
-            self._transport.abort()
-            return False
-
-    def _work(self, until: float) -> bool:
-        frames = self._frames
-        answers: list[bytes] = []
-        size = 0
-        while frames and self._writable and size < _WRITE:
-            now = time.monotonic()
-            if answers and now > until:
-                break
-            frame = frames.popleft()
+    def take(self) -> Request | None:
+        """The next request, if there is one that somebody still waits for. Leaves the line with the last, or if nobody reads."""
+        request = None
+        while self._frames and self._writable and request is None:
+            frame = self._frames.popleft()
             self._backlog -= len(frame)
-            request = decode_request(frame)
+            try:
+                request = decode_request(frame)
+            except (FrameError, MemoryError):
+                self.abort()
+                break
             # Past its deadline the router has answered 504: nobody reads what would be said here.
-            if request.deadline < now:
-                continue
-            answer = encode_answer(self._server.worker.answer(request), time.monotonic())
-            answers.append(answer)
-            size += len(answer)
-        if answers:
-            self._transport.write(b"".join(answers))
-        return self._after_work()
+            if request.deadline < time.monotonic():
+                request = None
+        self.in_line = bool(self._frames) and self._writable
+        return request
 
-    def _after_work(self) -> bool:
+    def put(self, answer: bytes) -> None:
+        """An answer that leaves with the others of this turn, or at once when they are many."""
+        self._answers.append(answer)
+        self._size += len(answer)
+        if self._size >= _WRITE:
+            self._write()
+
+    def end_turn(self) -> None:
+        """Sends what is left, and reads on or closes."""
+        self._write()
         if self._ended:
             if not self._frames:
                 self._transport.close()
         elif not self._reading and self._backlog <= _BACKLOG // 2:
             self._reading = True
             self._transport.resume_reading()
-        self._waiting = bool(self._frames) and self._writable
-        return self._waiting
+
+    def abort(self) -> None:
+        """Ends the connection: what came is no frame, or there is no room for one. The router takes it for lost, and makes another."""
+        self._transport.abort()
+
+    def _write(self) -> None:
+        answers, self._answers, self._size = self._answers, [], 0
+        if answers and not self._transport.is_closing():
+            try:
+                self._transport.write(b"".join(answers))
+            except MemoryError:
+                self.abort()
 
     def _wake(self) -> None:
-        if self._frames and self._writable and not self._waiting:
-            self._waiting = True
+        if self._frames and self._writable and not self.in_line:
+            self.in_line = True
             self._server.wake(self)
 
 

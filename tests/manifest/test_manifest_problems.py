@@ -30,7 +30,7 @@ def test_ten_mistakes_are_told_at_once_in_the_order_of_the_file():
         "1:13: unknown apiVersion 'deployctl/v2' (did you mean 'deployctl/v1'? known: deployctl/v1)",
         "4:9: name: 'Digits' is not a name of a-z, 0-9 and -, at most 63 long",
         "7:13: listen: '127.0.0.1' is not HOST:PORT, such as 127.0.0.1:8080 (port 0: a free one)",
-        "8:5: unknown key 'enginee' (did you mean 'engine'? known: engine, limits, listen, model, routingKey, timeout)",
+        "8:5: unknown key 'enginee' (did you mean 'engine'? known: batching, engine, limits, listen, maxBatchDelay, model, routingKey, timeout)",
         '9:23: version: must be text; put it in quotes: "1.10"',
         "10:3: missing key 'uri' in 'candidate'",
         "14:9: unknown key 'setWeigth' (did you mean 'setWeight'? known: mirror, pause, ramp, setWeight)",

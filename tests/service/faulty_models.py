@@ -215,9 +215,10 @@ def _looping(mark, rounds, *, on=1):
         ],
     )
     nodes = [
-        *ROW,
-        ("Equal", ["row", "kind"], ["meant"], {}),
-        ("Cast", ["meant"], ["times"], {"to": INT64}),
+        ("Cast", ["sum"], ["rows"], {"to": INT64}),
+        ("Equal", ["rows", "kind"], ["meant"], {}),
+        ("Cast", ["meant"], ["each"], {"to": INT64}),
+        ("ReduceSum", ["each"], ["times"], {"keepdims": 0}),
         ("Mul", ["times", "rounds"], ["trips"], {}),
         ("Loop", ["trips", "true", "zero"], ["fault"], {"body": body}),
     ]

@@ -1,0 +1,119 @@
+"""wrk as the callers: one thread on the first core, closed loop; and what the processes of the other core used meanwhile."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.dataplane.models import Workload
+
+CALLERS, SERVERS = 0, 1
+"""The cores that wrk and a stack are pinned to."""
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
+
+
+@dataclass(frozen=True)
+class Window:
+    """What wrk saw in one window. Latencies in ms; `cpu` in µs of all processes of the stack for each request."""
+
+    rps: float
+    p50: float
+    p99: float
+    failed: int
+    cpu: float
+
+
+def script(workload: Workload, directory: Path) -> Path:
+    """The request as wrk's Lua."""
+    body = directory / f"{workload.name}.body"
+    body.write_bytes(workload.body)
+    headers = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in workload.headers.items())
+    lua = directory / f"{workload.name}.lua"
+    lua.write_text(
+        f'wrk.method = "POST"\nlocal file = io.open("{body}", "rb")\nwrk.body = file:read("*a")\nfile:close()\n{headers}'
+    )
+    return lua
+
+
+def window(url: str, workload: Workload, connections: int, seconds: float) -> Window:
+    """One window of load. Raises subprocess.CalledProcessError if wrk fails."""
+    with tempfile.TemporaryDirectory() as directory:
+        lua = script(workload, Path(directory))
+        command = ["taskset", "-c", str(CALLERS), "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s"]
+        before = processor_seconds()
+        said = subprocess.run(
+            [*command, "--latency", "-s", str(lua), url], capture_output=True, text=True, check=True
+        ).stdout
+        used = processor_seconds() - before
+    return _read(said, used)
+
+
+def _read(said: str, used: float) -> Window:
+    requests = int(_found(r"(\d+) requests in", said))
+    failed = sum(int(number) for number in re.findall(r"(?:connect|read|write|timeout) (\d+)", said))
+    failed += int(_found(r"Non-2xx or 3xx responses: (\d+)", said, "0"))
+    return Window(
+        rps=float(_found(r"Requests/sec:\s+([\d.]+)", said)),
+        p50=_milliseconds(_found(r"50%\s+([\d.]+\w+)", said)),
+        p99=_milliseconds(_found(r"99%\s+([\d.]+\w+)", said)),
+        failed=failed,
+        cpu=used / max(requests, 1) * 1e6,
+    )
+
+
+def _found(pattern: str, text: str, default: str | None = None) -> str:
+    match = re.search(pattern, text)
+    if match is None:
+        if default is None:
+            raise ValueError(f"wrk said nothing of {pattern}: {text}")
+        return default
+    return match[1]
+
+
+def _milliseconds(text: str) -> float:
+    match = re.fullmatch(r"([\d.]+)([a-z]+)", text)
+    assert match is not None, text
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def pinned() -> list[int]:
+    """The processes that may run on the servers' core alone, which is how those of a stack are told from all others."""
+    found = []
+    for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        try:
+            if os.sched_getaffinity(process) == {SERVERS}:
+                found.append(process)
+        except OSError:
+            continue
+    return found
+
+
+def processor_seconds() -> float:
+    """User and system time that the processes of the stack have used."""
+    ticks = 0
+    for process in pinned():
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS
+
+
+def memory() -> float:
+    """PSS in MB of the processes of the stack."""
+    kibibytes = 0
+    for process in pinned():
+        try:
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        kibibytes += int(_found(r"\nPss:\s+(\d+)", text, "0"))
+    return kibibytes / 1024
