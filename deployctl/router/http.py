@@ -505,9 +505,9 @@ class Connection(asyncio.Protocol):
                 self._parser.get_method(),
                 message.target,
                 message.headers,
-                keep_alive=self._parser.should_keep_alive() and not self._parser.should_upgrade(),
-                old=message.old,
-                body=(parts[0] if len(parts) == 1 else b"".join(parts)) if parts else b"",
+                self._parser.should_keep_alive() and not self._parser.should_upgrade(),
+                message.old,
+                (parts[0] if len(parts) == 1 else b"".join(parts)) if parts else b"",
             )
         )
 

@@ -23,8 +23,7 @@ from deployctl.router.http import ANSWERS
 from deployctl.router.outcomes import CLIENT_LEFT, Outcome, Outcomes
 from deployctl.router.suspension import Pulse
 from deployctl.router.upstreams import Link
-from deployctl.wire.frames import Answer, Encoding, Kind, encode_request
-from deployctl.wire.frames import Request as Frame
+from deployctl.wire.frames import Answer, Encoding, Kind, request_frame
 from deployctl.wire.orders import MAX_ARM, Upstream
 
 MAX_WAITING = 256
@@ -66,7 +65,7 @@ class Ended(NamedTuple):
     confidence: float = math.nan
 
 
-class Duplicate(msgspec.Struct, kw_only=True, eq=False):
+class Duplicate(msgspec.Struct, eq=False):
     """One copy on its way to one version. The body is the request's own, not a copy of it."""
 
     original: Original
@@ -82,17 +81,15 @@ class Duplicate(msgspec.Struct, kw_only=True, eq=False):
 
     def frame(self) -> bytes:
         original = self.original
-        frame = encode_request(
-            Frame(
-                stream=self.stream,
-                kind=Kind.INFER,
-                deadline=self.deadline,
-                request_id=original.request_id,
-                body=self.body,
-                json_length=original.json_length,
-                encoding=original.encoding,
-                accept=original.accept,  # the same work as for the caller, so that latencies can be compared
-            )
+        frame = request_frame(
+            self.stream,
+            Kind.INFER,
+            self.deadline,
+            original.request_id,
+            self.body,
+            original.json_length,
+            original.encoding,
+            original.accept,  # the same work as for the caller, so that latencies can be compared
         )
         self.body = b""
         return frame
@@ -180,16 +177,7 @@ class Mirror:
                 self._dropped(copy.arm)
                 continue
             lane.take(
-                Duplicate(
-                    original=original,
-                    arm=copy.arm,
-                    lane=lane,
-                    body=body,
-                    size=len(body),
-                    timeout=self._timeout,
-                    since=now,
-                    deadline=now + self._timeout,
-                )
+                Duplicate(original, copy.arm, lane, body, len(body), self._timeout, now, now + self._timeout)
             )
             arms |= 1 << copy.arm
             original.unrecorded += 1

@@ -86,7 +86,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     ended: float = math.nan
 
 
-# Calling an enum costs 0.4 µs and combining flags 0.7 µs, several times per request; tables and plain integers do not.
+# Calling an enum costs 0.4 µs and combining flags 0.7 µs, several times per request; tables and plain integers do not. A Struct
+# of so many fields takes 2 µs to make by name and 0.2 by position.
 _KINDS = {int(kind): kind for kind in Kind}
 _ENCODINGS = {int(encoding): encoding for encoding in Encoding}
 _NULL, _PREDICTED = int(Flags.NULL), int(Flags.PREDICTED)
@@ -98,19 +99,33 @@ class FrameError(Exception):
 
 def encode_request(request: Request) -> bytes:
     """The frame of a request."""
-    request_id = request.request_id.encode("utf-8", "surrogateescape")
-    length = _REQUEST.size - _LENGTH.size + len(request_id) + len(request.body)
-    head = _REQUEST.pack(
-        length,
+    return request_frame(
         request.stream,
         request.kind,
         request.deadline,
+        request.request_id,
+        request.body,
         request.json_length,
         request.encoding,
         request.accept,
-        len(request_id),
     )
-    return b"".join((head, request_id, request.body))
+
+
+def request_frame(
+    stream: int,
+    kind: Kind,
+    deadline: float,
+    request_id: str,
+    body: bytes,
+    json_length: int,
+    encoding: Encoding,
+    accept: Encoding,
+) -> bytes:
+    """`encode_request` of what is no `Request` yet."""
+    name = request_id.encode("utf-8", "surrogateescape")
+    length = _REQUEST.size - _LENGTH.size + len(name) + len(body)
+    head = _REQUEST.pack(length, stream, kind, deadline, json_length, encoding, accept, len(name))
+    return b"".join((head, name, body))
 
 
 def encode_answer(answer: Answer, ended: float = math.nan) -> bytes:
@@ -140,14 +155,14 @@ def decode_request(frame: bytes) -> Request:
         _, stream, kind, deadline, json_length, encoding, accept, n_id = _REQUEST.unpack_from(frame)
         start = _REQUEST.size
         return Request(
-            stream=stream,
-            kind=_KINDS[kind],
-            deadline=deadline,
-            request_id=frame[start : start + n_id].decode("utf-8", "surrogateescape"),
-            body=frame[start + n_id :],
-            json_length=json_length,
-            encoding=_ENCODINGS[encoding],
-            accept=_ENCODINGS[accept],
+            stream,
+            _KINDS[kind],
+            deadline,
+            frame[start : start + n_id].decode("utf-8", "surrogateescape"),
+            frame[start + n_id :],
+            json_length,
+            _ENCODINGS[encoding],
+            _ENCODINGS[accept],
         )
     except (struct.error, KeyError) as error:
         raise FrameError(f"not a request: {error}") from error
@@ -162,16 +177,16 @@ def decode_answer(frame: bytes) -> Answer:
         middle = start + n_id
         end = middle + n_prediction
         return Answer(
-            stream=stream,
-            status=status,
-            body=frame[end:],
-            request_id=frame[start:middle].decode("utf-8", "surrogateescape"),
-            prediction=frame[middle:end].decode("utf-8", "replace") if flags & _PREDICTED else None,
-            null=bool(flags & _NULL),
-            confidence=confidence,
-            json_length=json_length,
-            encoding=_ENCODINGS[encoding],
-            ended=ended,
+            stream,
+            status,
+            frame[end:],
+            frame[start:middle].decode("utf-8", "surrogateescape"),
+            frame[middle:end].decode("utf-8", "replace") if flags & _PREDICTED else None,
+            bool(flags & _NULL),
+            confidence,
+            json_length,
+            _ENCODINGS[encoding],
+            ended,
         )
     except (struct.error, KeyError) as error:
         raise FrameError(f"not an answer: {error}") from error

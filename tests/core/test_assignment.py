@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployctl.core.assignment import goes_to_candidate, position
+from deployctl.core.assignment import Assignment, goes_to_candidate, key_hash, position
 
 KEYS = [f"user-{number}" for number in range(100_000)]
 
@@ -31,6 +31,11 @@ def test_nobody_at_zero_everybody_at_a_hundred(salt, key):
 @given(st.text(), st.text(), st.floats(0, 100))
 def test_a_caller_stays_where_the_weight_puts_it(salt, key, weight):
     assert goes_to_candidate(salt, key, weight) == goes_to_candidate(salt, key, weight)
+
+
+@given(st.text(), st.text(), st.one_of(st.floats(0, 100), st.just(100.0)))
+def test_it_is_the_same_draw_for_a_key_that_is_hashed_already(salt, key, weight):
+    assert Assignment(salt, weight).takes(key_hash(key)) == goes_to_candidate(salt, key, weight)
 
 
 def test_another_rollout_draws_other_callers():

@@ -93,7 +93,7 @@ def _one(box, verb, kill):
         if verb.startswith("promote"):
             if box.status()["phase"] == "paused":
                 _post(box, "/v1/resume")  # the supervisor may have been killed over it
-            wait_for(lambda: box.status()["waits_for"] or box.status()["phase"] == "promoted", what="a hold")
+            wait_for(lambda: _holds(box, text, path), what=f"a hold: {box.status()}")
     with box.traffic(RATE) as traffic:
         traffic.wait_for_answers(2)
         pid = _pid(box, kill.process)
@@ -111,6 +111,15 @@ def _one(box, verb, kill):
             box.up()
         _as_the_journal_says(box)
     return came
+
+
+def _holds(box, text, path):
+    """Whether there is something to promote. A candidate whose worker was killed five times in a row is rolled back: then from the start."""
+    status = box.status()
+    if status["phase"] in {"rolled_back", "retired"}:
+        _post(box, "/v1/rollouts", manifest=text, path=path)
+        return False
+    return status["waits_for"] or status["phase"] == "promoted"
 
 
 def _roll_back(box):
