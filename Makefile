@@ -1,9 +1,9 @@
-# setup · check · test · faults · bench · bench-verdict · demo · demo-shadow · lock. The second run of any of them needs no network.
+# setup · check · test · faults · bench · bench-verdict · bench-dataplane · demo · demo-shadow · lock. The second run of any of them needs no network.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup check test faults bench bench-verdict demo demo-shadow lock
+.PHONY: setup check test faults bench bench-verdict bench-dataplane demo demo-shadow lock
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -35,6 +35,10 @@ bench: setup
 
 bench-verdict: setup
 	$(BIN)/python -m benchmarks.verdict
+
+# Installs what it compares with into .bench/, and nginx, HAProxy and wrk where it may; what cannot be had is left out, with the reason.
+bench-dataplane: setup
+	$(BIN)/python -m benchmarks.dataplane
 
 demo: setup
 	@$(BIN)/deployctl demo
