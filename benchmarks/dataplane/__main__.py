@@ -21,10 +21,11 @@ from pathlib import Path
 
 from benchmarks.dataplane import load, stacks
 from benchmarks.dataplane.models import Workload, workloads
-from benchmarks.dataplane.plot import bars
+from benchmarks.plots import bars
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 BARE = "bare onnxruntime"
+TITLE = "Requests a second on one core, 64 connections (median)"
 MANY, ONE = 64, 1
 """Connections: for requests a second, and for the latency of one caller."""
 
@@ -119,7 +120,7 @@ def main() -> int:
             }
             for name, of in cells.items()
         }
-        (RESULTS / "dataplane.svg").write_text(bars(medians))
+        (RESULTS / "dataplane.svg").write_text(bars(TITLE, medians, first=1, most_first=True, bound=BARE))
     missed = [row for row in rows if not row["holds"]]
     broken = sum(cell.failed for of in cells.values() for name, cell in of.items() if name == stacks.OURS)
     return 1 if missed or broken else 0

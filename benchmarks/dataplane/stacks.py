@@ -269,7 +269,7 @@ def _mlserver(workload: Workload, directory: Path, number: int) -> int:
     home = directory / f"mlserver-{number}"
     home.mkdir()
     port = _free_port()
-    server = {"host": "127.0.0.1", "http_port": port, "grpc_port": _free_port(), "metrics_port": None}
+    server = {"host": "127.0.0.1", "http_port": port, "grpc_port": _free_port(), "metrics_port": _free_port()}
     (home / "settings.json").write_text(
         json.dumps({**server, "parallel_workers": 0, "debug": False, "metrics_endpoint": None})
     )
@@ -396,7 +396,7 @@ def _envoy(directory: Path, ports: Sequence[int]) -> int:
     }
     file = directory / "envoy.json"
     file.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": clusters}}))
-    program = next((ENVIRONMENTS / "envoy").glob("**/envoy"), None)
+    program = next((ENVIRONMENTS / "envoy").glob("lib/**/_bin/envoy"), None)
     if program is None:
         raise Missing("the package of Envoy holds no program")
     _spawn(

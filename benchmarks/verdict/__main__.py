@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.verdict import comparison, guarantees, measures, plot, sharpness
+from benchmarks.plots import bars
+from benchmarks.verdict import comparison, guarantees, measures, sharpness
 from benchmarks.verdict.rows import Pool, Row, pool
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+TITLE = "Bad answers that callers got from the candidate until it was rolled back (mean)"
 Target = Callable[[Pool, Callable[[int], int]], Iterable[Row]]
 
 
@@ -115,7 +117,7 @@ def _write(
     }
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if result["bad_answers"]:
-        (folder / "verdict.svg").write_text(plot.bars(result["bad_answers"]))
+        (folder / "verdict.svg").write_text(bars(TITLE, result["bad_answers"]))
 
 
 if __name__ == "__main__":

@@ -48,23 +48,25 @@ def run_plan(
     steps = forecast(compiled, traffic)
     difference = next((words for _, theirs in checked if (words := _difference(ours, theirs))), None)
     order = None if difference else _class_order(manifest)
-    reports = {
-        version.version: report for version, report in [(baseline, ours), *checked] if report is not None
-    }
+    reports = [(baseline.version, ours), *((version.version, theirs) for version, theirs in checked)]
+    found = Findings(difference, order, _batching(reports))
     if as_json:
-        show_document(_document(manifest, compiled, traffic, steps, Differences(difference, order), reports))
+        show_document(_document(manifest, compiled, traffic, steps, found))
     else:
-        for line in _lines(manifest, compiled, traffic, steps, Differences(difference, order), reports):
+        for line in _lines(manifest, compiled, traffic, steps, found):
             say(line)
     return Exit.INVALID if difference or order else Exit.DONE
 
 
 @dataclass(frozen=True, slots=True)
-class Differences:
-    """How a candidate differs from the baseline in what callers rely on: its signature, the order of its classes."""
+class Findings:
+    """What the models themselves show: how a candidate differs from the baseline in what callers rely on (its signature, the order of its
+    classes), and by version how requests may share inferences.
+    """
 
     signature: str | None
     class_order: str | None
+    batching: dict[str, dict[str, Any]]
 
 
 def _class_order(manifest: Manifest) -> str | None:
@@ -121,35 +123,31 @@ def _difference(ours: dict[str, Any] | None, theirs: dict[str, Any]) -> str | No
 def _print_service(
     manifest: Manifest, baseline: Version, report: dict[str, Any] | None, *, as_json: bool
 ) -> None:
-    reports = {} if report is None else {baseline.version: report}
+    batching = _batching([(baseline.version, report)])
     if as_json:
         document = {"schema_version": 1, "service": manifest.name, "baseline": asdict(baseline), "steps": []}
-        show_document(document | {"batching": _batching(reports)})
+        show_document(document | {"batching": batching})
     else:
         say(
             f"{manifest.name}: version {baseline.version} ({baseline.digest[:19]}) alone; nothing to roll out"
         )
-        for line in _batching_lines(reports):
+        for line in _batching_lines(batching):
             say(line)
 
 
-def _batching(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {version: report["batching"] for version, report in reports.items()}
+def _batching(reports: list[tuple[str, dict[str, Any] | None]]) -> dict[str, dict[str, Any]]:
+    return {version: report["batching"] for version, report in reports if report is not None}
 
 
-def _batching_lines(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
-    for version, (rows, why) in ((version, one.values()) for version, one in _batching(reports).items()):
+def _batching_lines(batching: dict[str, dict[str, Any]]) -> Iterator[str]:
+    for version, found in batching.items():
+        why, rows = found["why"], found["rows"]
         words = f"up to {rows} requests that wait share an inference" if why is None else f"none, for {why}"
         yield f"batching of version {version}: {words}"
 
 
 def _document(
-    manifest: Manifest,
-    plan: Plan,
-    traffic: Traffic,
-    steps: list[StepForecast],
-    differ: Differences,
-    reports: dict[str, dict[str, Any]],
+    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], found: Findings
 ) -> dict[str, Any]:
     document: dict[str, Any] = _finite(
         {
@@ -166,9 +164,9 @@ def _document(
             "on_inconclusive": plan.on_inconclusive.value,
             "keep_warm": plan.keep_warm,
             "assumed": asdict(traffic),
-            "signature_difference": differ.signature,
-            "class_order_difference": differ.class_order,
-            "batching": _batching(reports),
+            "signature_difference": found.signature,
+            "class_order_difference": found.class_order,
+            "batching": found.batching,
             "steps": [asdict(step) for step in steps],
             "typical_seconds": sum(step.typical for step in steps),
             "slow_seconds": sum(step.slow for step in steps),
@@ -187,20 +185,15 @@ def _finite(value: Any) -> Any:
 
 
 def _lines(
-    manifest: Manifest,
-    plan: Plan,
-    traffic: Traffic,
-    steps: list[StepForecast],
-    differ: Differences,
-    reports: dict[str, dict[str, Any]],
+    manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], found: Findings
 ) -> Iterator[str]:
     tried = ", ".join(f"version {one.version} ({one.digest[:19]})" for one in plan.candidates)
     live = "people" if plan.people_alone else f"version {plan.baseline.version} ({plan.baseline.digest[:19]})"
     yield f"{manifest.name}: {plan.strategy} of {tried} against {live}"
-    yield f"signatures: {differ.signature or 'inputs and outputs are the same'}"
-    if differ.class_order:
-        yield f"classes: {differ.class_order}"
-    yield from _batching_lines(reports)
+    yield f"signatures: {found.signature or 'inputs and outputs are the same'}"
+    if found.class_order:
+        yield f"classes: {found.class_order}"
+    yield from _batching_lines(found.batching)
     yield (
         f"assumed: {traffic.requests_per_second:g} requests/s, {traffic.labels_per_second:g} labels/s, a baseline with "
         f"{100 * traffic.base_rate:g} % bad answers (change with --rate, --label-rate, --base-rate)"

@@ -2,17 +2,13 @@
 
 import os
 
-import onnxruntime
 from kserve import InferOutput, InferResponse, Model, ModelServer
+from onnx_model import loaded
 
 
 class Onnx(Model):
     def load(self) -> bool:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(
-            os.environ["MODEL"], options, providers=["CPUExecutionProvider"]
-        )
+        self.session = loaded(os.environ["MODEL"])
         self.ready = True
         return True
 

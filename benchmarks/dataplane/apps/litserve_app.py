@@ -3,33 +3,21 @@
 import os
 
 import litserve
-import numpy as np
-import onnxruntime
+from onnx_model import answer, input_of, loaded
 
 
 class Onnx(litserve.LitAPI):
     def setup(self, device):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(
-            os.environ["MODEL"], options, providers=["CPUExecutionProvider"]
-        )
+        self.session = loaded(os.environ["MODEL"])
 
     def decode_request(self, request):
-        tensor = request["inputs"][0]
-        return np.array(tensor["data"], dtype=np.float32).reshape(tensor["shape"])
+        return input_of(request["inputs"][0])
 
     def predict(self, x):
         return self.session.run(None, {"x": x})[0]
 
     def encode_response(self, y):
-        output = {
-            "name": "probabilities",
-            "datatype": "FP32",
-            "shape": list(y.shape),
-            "data": y.ravel().tolist(),
-        }
-        return {"model_name": "bench", "outputs": [output]}
+        return answer(y)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """MLServer's way to serve an ONNX model: a runtime of one's own."""
 
-import onnxruntime
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
+from onnx_model import loaded
 
 
 class Onnx(MLModel):
     async def load(self) -> bool:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        uri = self.settings.parameters.uri
-        self.session = onnxruntime.InferenceSession(uri, options, providers=["CPUExecutionProvider"])
+        self.session = loaded(self.settings.parameters.uri)
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:

@@ -4,9 +4,8 @@ import os
 import random
 import signal
 
-import numpy as np
-import onnxruntime
 import ray
+from onnx_model import infer, loaded
 from ray import serve
 from starlette.requests import Request
 
@@ -14,21 +13,10 @@ from starlette.requests import Request
 @serve.deployment(ray_actor_options={"num_cpus": 0.2})
 class Onnx:
     def __init__(self, file: str) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.session = loaded(file)
 
     def infer(self, body: dict) -> dict:
-        tensor = body["inputs"][0]
-        x = np.array(tensor["data"], dtype=np.float32).reshape(tensor["shape"])
-        (y,) = self.session.run(None, {"x": x})
-        output = {
-            "name": "probabilities",
-            "datatype": "FP32",
-            "shape": list(y.shape),
-            "data": y.ravel().tolist(),
-        }
-        return {"model_name": "bench", "outputs": [output]}
+        return infer(self.session, body["inputs"][0])
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.2})
