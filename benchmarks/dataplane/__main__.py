@@ -113,7 +113,9 @@ def main() -> int:
         "missing": missing,
     }
     if not arguments.no_results:
-        (RESULTS / "dataplane.json").write_text(json.dumps(document, indent=1) + "\n")
+        # JSON has no NaN: what was not measured is null.
+        text = json.dumps(json.loads(json.dumps(document), parse_constant=lambda _: None), indent=1)
+        (RESULTS / "dataplane.json").write_text(f"{text}\n")
         medians = {
             name: {
                 stack: statistics.median(w.rps for w in cell.many) for stack, cell in of.items() if cell.many
