@@ -11,6 +11,9 @@ FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 WEIGHTS = 6 * np.eye(FEATURES, CLASSES, dtype=np.float32)
 
 Node = tuple[str, list[str], list[str], dict]
+FOR_EVER = 2**50
+"""Rounds; times the rows of a batch it must stay a whole number of 64 bits."""
+
 ROW = (
     ("ReduceMax", ["sum"], ["largest"], {"keepdims": 0}),
     ("Cast", ["largest"], ["row"], {"to": INT64}),
@@ -150,12 +153,12 @@ def slow_to_warm_up(mark, milliseconds):
 
 def hanging():
     """Never answers."""
-    return _looping("hanging", 2**62)
+    return _looping("hanging", FOR_EVER)
 
 
 def hanging_on_negative_rows():
     """Never answers where the sum of a row is -1; right on all others."""
-    return _looping("hanging on negative", 2**62, on=-1)
+    return _looping("hanging on negative", FOR_EVER, on=-1)
 
 
 def one_long_node(boxes=120_000):
