@@ -90,7 +90,7 @@ MACHINE_WORDS = re.compile(
     r"/[w]ork/|/[f]arm/|[.]library\b|[p]ypi[.]org|[p]ythonhosted|[r]egistry[.]npmjs|[d]eb[.]debian"
     r"|\b[s]hared/(architecture|contract|research|hooks|product)"
 )
-NOT_OURS = {".git", ".venv", "__pycache__", "dist", "build"}
+NOT_OURS = {".git", ".venv", ".bench", "__pycache__", "dist", "build"}
 IGNORE = re.compile(r"#\s*(noqa|type:\s*ignore)\b(?P<rest>.*)")
 CODE_AND_REASON = re.compile(
     r"(:\s*|\[)[A-Za-z][A-Za-z0-9-]*(, ?[A-Za-z][A-Za-z0-9-]*)*\]?\s+[#-]*\s*\S+ \S+"
