@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from benchmarks.dataplane.models import Workload
 CALLERS, SERVERS = 0, 1
 """The cores that wrk and a stack are pinned to."""
 
+_PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 _TICKS = os.sysconf("SC_CLK_TCK")
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
@@ -82,15 +85,26 @@ def _milliseconds(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def adopt_orphans() -> None:
+    """From now on whatever we started stays below us, also where its parent ends: nobody else's process is ever taken for one of ours."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
 def pinned() -> list[int]:
-    """The processes that may run on the servers' core alone, which is how those of a stack are told from all others."""
-    found = []
+    """The processes below this one that may run on the servers' core alone: those of a stack."""
+    children: dict[int, list[int]] = {}
     for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        try:
-            if os.sched_getaffinity(process) == {SERVERS}:
-                found.append(process)
-        except OSError:
-            continue
+        with suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+            children.setdefault(int(fields[1]), []).append(process)
+    below, found = [os.getpid()], []
+    while below:
+        for process in children.get(below.pop(), []):
+            below.append(process)
+            with suppress(OSError):
+                if os.sched_getaffinity(process) == {SERVERS}:
+                    found.append(process)
     return found
 
 

@@ -24,7 +24,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from benchmarks.dataplane.load import SERVERS, pinned
+from benchmarks.dataplane.load import SERVERS, adopt_orphans, pinned
 from benchmarks.dataplane.models import Workload
 
 HERE = Path(__file__).resolve().parent
@@ -119,6 +119,7 @@ def running(stack: Stack, workload: Workload) -> Iterator[str]:
     """The stack at work, pinned to one core; gives the URL to ask. Its first answer has been compared with onnxruntime's."""
     for part in stack.parts:
         install(part)
+    adopt_orphans()
     with ExitStack() as life, tempfile.TemporaryDirectory(prefix="dctl-bench") as directory:
         life.callback(_end_all)
         url = _start(stack, workload, Path(directory)) + INFER
@@ -155,23 +156,15 @@ def _spawn(command: Sequence[str], **environment: str) -> None:
 
 
 def _end_all() -> None:
-    """Whatever is pinned to the servers' core: stopped first, so that nobody starts another; there is nothing to save."""
-    ours = {os.getpid(), 0}
+    """All that we started on the servers' core: stopped first, so that nobody starts another; there is nothing to save."""
     for kill in (signal.SIGSTOP, signal.SIGKILL):
-        for process in set(pinned()) - ours:
-            with suppress(OSError):  # it has ended, or is the kernel's
+        for process in pinned():
+            with suppress(OSError):  # it has ended
                 os.kill(process, kill)
     until = time.monotonic() + 5
-    while any(_is_ours(process) for process in pinned()) and time.monotonic() < until:
+    while pinned() and time.monotonic() < until:
         _reap()
         time.sleep(0.02)
-
-
-def _is_ours(process: int) -> bool:
-    """Not a thread of the kernel, which has no command line, nor a process that has ended."""
-    with suppress(OSError):
-        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
-    return False
 
 
 def _reap() -> None:
@@ -345,71 +338,37 @@ backend versions
 
 def _envoy(directory: Path, ports: Sequence[int]) -> int:
     port = _free_port()
-    clusters = [
-        {
-            "name": name,
-            "type": "STATIC",
-            "load_assignment": {
-                "cluster_name": name,
-                "endpoints": [
-                    {
-                        "lb_endpoints": [
-                            {
-                                "endpoint": {
-                                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": of}}
-                                }
-                            }
-                        ]
-                    }
-                ],
-            },
-        }
-        for name, of in zip(("live", "candidate"), ports, strict=True)
-    ]
-    weights = [{"name": "live", "weight": 95}, {"name": "candidate", "weight": 5}]
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "callers",
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [
-                        {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": weights}}}
-                    ],
-                }
-            ]
-        },
-        "http_filters": [
-            {
-                "name": "router",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-                },
-            }
-        ],
-    }
-    listener = {
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    file = directory / "envoy.json"
-    file.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": clusters}}))
+    (directory / "envoy.yaml").write_text(f"""
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: http
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: callers
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes:
+              - match: {{prefix: /}}
+                route: {{weighted_clusters: {{clusters: [{{name: live, weight: 95}}, {{name: candidate, weight: 5}}]}}}}
+          http_filters:
+          - name: router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  clusters: [{_envoy_cluster("live", ports[0])}, {_envoy_cluster("candidate", ports[1])}]
+""")
     program = next((ENVIRONMENTS / "envoy").glob("lib/**/_bin/envoy"), None)
     if program is None:
         raise Missing("the package of Envoy holds no program")
-    _spawn(
-        [
-            str(program),
-            "-c",
-            str(file),
-            "--concurrency",
-            "1",
-            "--log-level",
-            "off",
-            "--base-id",
-            str(port % 4096),
-        ]
-    )
+    command = [str(program), "-c", str(directory / "envoy.yaml"), "--concurrency", "1", "--log-level", "off"]
+    _spawn([*command, "--base-id", str(port % 4096)])
     return port
+
+
+def _envoy_cluster(name: str, port: int) -> str:
+    endpoint = {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
+    assignment = {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}
+    return json.dumps({"name": name, "type": "STATIC", "load_assignment": assignment})

@@ -230,6 +230,14 @@ class Service(Section):
     """How long a request may wait for others to share an inference with; by default none waits."""
     limits: Limits | None = None
 
+    @model_validator(mode="after")
+    def _who_waits_is_answered(self) -> Service:
+        if self.max_batch_delay >= self.timeout:
+            raise ValueError(
+                "maxBatchDelay must be shorter than timeout, or every request that meets no other is answered 504"
+            )
+        return self
+
 
 class Model(Section):
     """One version of the model."""

@@ -55,6 +55,8 @@ _PYTHON_TYPES: dict[str, type[bool | int | float | str]] = {
 }
 _MAX_RANK = 32
 _FEW = 256
+"""Numbers in JSON up to which the quick way of one row is quicker."""
+
 _ALIGNED = 16
 """Bytes. Where a tensor begins elsewhere, sums of onnxruntime's are taken in another order and end in other last bits; numpy's own
 memory always begins so."""

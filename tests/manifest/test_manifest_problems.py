@@ -132,6 +132,12 @@ def test_what_this_version_cannot_carry_out_is_refused_and_never_ignored(old, ne
         ("header:X-User-Id", "cookie:user", "cookie:user", "routingKey: 'cookie:user' is not header:NAME"),
         ("header:X-User-Id", "header:a b", "header:a b", "routingKey: 'header:a b' is not header:NAME"),
         ("timeout: 500ms", "timeout: 0s", "0s", "timeout: must be longer than zero"),
+        (
+            "timeout: 500ms",
+            "timeout: 500ms\n    maxBatchDelay: 500ms",
+            "listen",
+            "service: maxBatchDelay must be shorter than timeout",
+        ),
         ("c" * 64, "c" * 63, '"sha256:c', "digest: 'sha256:cccc"),
         ("models/v2.onnx", '""', '""', "uri: '' is no path"),
         ("models/v2.onnx", '"a\\0b"', '"a\\0b"', "uri: 'a\\x00b' is no path"),
