@@ -53,7 +53,7 @@ class Handover:
     admin: int
     orders: int
     controller: Held | None
-    router: Held | None
+    routers: list[Held]
     workers: list[Held]
     leaving: list[Held]
     """Those that have been told to end."""
@@ -196,9 +196,10 @@ def decoded(data: bytes) -> Handover:
                 f"the running release hands over in format {document['format']}, this one reads {FORMAT}; "
                 "upgrade to a release between the two first"
             )
-        for name in ("controller", "router"):
-            document[name] = _known(Held, document[name]) if document[name] else None
-        for name in ("workers", "leaving"):
+        document["controller"] = _known(Held, document["controller"]) if document["controller"] else None
+        if "routers" not in document:  # a release that knew of one only
+            document["routers"] = [document["router"]] if document["router"] else []
+        for name in ("routers", "workers", "leaving"):
             document[name] = [_known(Held, held) for held in document[name]]
         return _known(Handover, document)
     except (ValueError, KeyError, TypeError) as error:

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -161,6 +161,16 @@ class ServiceHome:
         return self.path / "input.key"
 
     @property
+    def tls(self) -> Path:
+        """Certificate and key in one, as they were when they were last read; see `keep_private`."""
+        return self.path / "tls.pem"
+
+    @property
+    def tokens(self) -> Path:
+        """The tokens of callers, as they were when they were last read; see `keep_private`."""
+        return self.path / "tokens"
+
+    @property
     def admin_socket(self) -> Path:
         return self.socket_dir / "admin.sock"
 
@@ -168,10 +178,9 @@ class ServiceHome:
     def orders_socket(self) -> Path:
         return self.socket_dir / "orders.sock"
 
-    @property
-    def heir_socket(self) -> Path:
-        """Where a router that ends passes its callers on to the next one."""
-        return self.socket_dir / "heir.sock"
+    def heir_socket(self, place: int) -> Path:
+        """Where the router at this place, from 0 on, passes its callers on to the next one when it ends."""
+        return self.socket_dir / (f"heir-{place}.sock" if place else "heir.sock")
 
     @property
     def worker_sockets(self) -> Path:
@@ -204,20 +213,27 @@ class ServiceHome:
 
     def make_input_key(self) -> None:
         """32 random bytes for the owner only, made once in the life of a service. Raises UnavailableError."""
+        if not self.input_key.exists():
+            self.keep_private(self.input_key, secrets.token_bytes(INPUT_KEY_BYTES))
+
+    def keep_private(self, path: Path, data: bytes, check: Callable[[Path], object] = lambda _: None) -> None:
+        """A file in this directory for its owner only, durable when this returns, in the place of the one before.
+
+        `check` gets the finished file before it has its name, and may raise what is wrong with it. Raises UnavailableError.
+        """
         try:
-            if self.input_key.exists():
-                return
-            handle, name = tempfile.mkstemp(dir=self.path, prefix=".input.key.")  # 0600
+            handle, name = tempfile.mkstemp(dir=self.path, prefix=f".{path.name}.")  # 0600
             try:
                 with os.fdopen(handle, "wb") as temporary:
-                    temporary.write(secrets.token_bytes(INPUT_KEY_BYTES))
+                    temporary.write(data)
                     temporary.flush()
                     os.fsync(temporary.fileno())
-                publish(Path(name), self.input_key)
+                check(Path(name))
+                publish(Path(name), path)
             finally:
                 Path(name).unlink(missing_ok=True)
         except OSError as error:
-            raise _unavailable(self.input_key, "cannot be made", error) from error
+            raise _unavailable(path, "cannot be written", error) from error
 
     def lock(self) -> ServiceLock:
         """Become the one process that may run this service; makes the directories, the sockets' own included.

@@ -25,7 +25,7 @@ from deployctl.errors import ConflictError, DeployctlError, Exit, UnavailableErr
 from deployctl.handover import Adopted, Handover, Held, Process
 from deployctl.statedir import ServiceHome, ServiceLock
 from deployctl.wire.lifeline import child_environment
-from deployctl.wire.priority import step_back
+from deployctl.wire.priority import step_back, take_long_turns
 
 BACKLOG = 4096
 STOP_SECONDS = 10.0
@@ -174,7 +174,8 @@ class Supervisor:
         self._workers: dict[str, WorkerChild] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._heard = 0
-        self._router: Child | None = None
+        self._routers: list[Child] = []
+        """Those that are kept, each at its place."""
         self._controller: Child | None = None
         self._retiring: list[Child] = []
         """Routers that serve on until the one that is to follow them does what was ordered."""
@@ -186,6 +187,7 @@ class Supervisor:
         self._control: asyncio.StreamWriter | None = None
         self._fence = 0
         self._generation = 0
+        self._hung_up = False
         self._trouble: str | None = None
         self._ended = asyncio.Event()
         self._exit = (Exit.DONE, "")
@@ -200,9 +202,10 @@ class Supervisor:
             worker.restarts, worker.in_a_row = held.restarts, held.in_a_row
             worker.process = Adopted(held.pid) if held.pid else None
             self._workers[held.settings["id"]] = worker
-        if before.router is not None:
-            self._router = self._new_router(before.router.settings)
-            self._router.process = Adopted(before.router.pid) if before.router.pid else None
+        for place, held in enumerate(before.routers):
+            router = self._new_router(held.settings, place)
+            router.process = Adopted(held.pid) if held.pid else None
+            self._routers.append(router)
         self._leavers = [Child("one that ends", [], process=Adopted(held.pid)) for held in before.leaving]
         if before.controller is not None:
             self._controller = Child("controller", [], process=Adopted(before.controller.pid))
@@ -212,6 +215,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in handover.SIGNALS:
             loop.add_signal_handler(number, self._ended.set)
+        if not _has_terminal():  # one that has it ends with it
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.SIGNALS)  # they waited for us during an upgrade
         self._go_on()
         self._background(self._keep_controller())
@@ -226,8 +231,8 @@ class Supervisor:
         """Keep what was taken over."""
         for child in self._leavers:
             self._background(self._let_go(child))
-        if self._router is not None:
-            self._router.task = self._background(self._keep(self._router))
+        for router in self._routers:
+            router.task = self._background(self._keep(router))
         for worker_id, worker in self._workers.items():
             if worker.state == "starting" and worker.of_before:
                 # What it says goes nowhere now. It has served nobody yet, so that another one costs nothing.
@@ -265,9 +270,9 @@ class Supervisor:
             await self._obey(ours)
             await child.process.wait()
             # One that was killed before it had recovered is followed by one that recovers.
-            self._recover = self._recover and self._router is None
+            self._recover = self._recover and not self._routers
             in_a_row = 0 if loop.time() - began > SETTLED_SECONDS else in_a_row + 1
-            if in_a_row > HOPELESS and self._router is None:
+            if in_a_row > HOPELESS and not self._routers:
                 self._exit = (
                     Exit.BUG,
                     "the controller ends again and again before it serves; its trace is above",
@@ -281,6 +286,8 @@ class Supervisor:
         self._control = writer
         self._heard = 0
         self._tell()
+        if self._hung_up:
+            self._hang_up()
         try:
             while line := await reader.readline():
                 self._carry_out(json.loads(line))
@@ -294,16 +301,7 @@ class Supervisor:
         if "workers" in message:
             self._heard = message["number"]
             self._want_workers(message["workers"])
-        if "router" in message and self._router is None:
-            self._start_router(message["router"])
-        if "renew" in message and self._router is not None and self._router.of_before:
-            self._router.stopping = True  # it serves on, and is not started again
-            self._retiring.append(self._router)
-            self._start_router(message["renew"])
-        if "in_force" in message and self._router is not None and self._router.pid in message["in_force"]:
-            for router in self._retiring:
-                self._background(self._let_go(router, _patience_of(router)))
-            self._retiring = []
+        self._carry_out_for_routers(message)
         if "rehearse" in message:
             self._background(self._rehearse(message["rehearse"]))
         if "become" in message:
@@ -316,6 +314,29 @@ class Supervisor:
             self._exit = (Exit(message["exit"]["code"]), message["exit"]["message"])
             self._ended.set()
 
+    def _carry_out_for_routers(self, message: dict[str, Any]) -> None:
+        if "router" in message and not self._routers:
+            self._start_routers(message["router"], message["count"])
+        if "renew" in message and any(router.of_before for router in self._routers):
+            for router in self._routers:
+                router.stopping = True  # it serves on, and is not started again
+            self._retiring += self._routers
+            self._start_routers(message["renew"], message["count"])
+        if "in_force" in message and {router.pid for router in self._routers} <= {*message["in_force"]}:
+            for router in self._retiring:
+                self._background(self._let_go(router, _patience_of(router)))
+            self._retiring = []
+        if "hung_up" in message:
+            self._hung_up = False
+            for router in self._all_routers if message["hung_up"] else ():
+                if router.pid and not router.of_before:  # another release may take it for the end
+                    os.kill(router.pid, signal.SIGHUP)
+
+    def _hang_up(self) -> None:
+        """SIGHUP: the controller reads what lies in files again, and then the routers do; with the next one where there is none now."""
+        self._hung_up = True
+        self._say({"hang_up": True})
+
     def _want_workers(self, wanted: list[dict[str, Any]]) -> None:
         by_id = {settings["id"]: settings for settings in wanted}
         for gone in self._workers.keys() - by_id.keys():
@@ -327,15 +348,16 @@ class Supervisor:
                 worker.task = self._background(self._keep_worker(worker))
         self._tell()
 
-    def _start_router(self, settings: dict[str, Any]) -> None:
-        self._router = self._new_router(settings)
-        self._router.task = self._background(self._keep(self._router))
+    def _start_routers(self, settings: dict[str, Any], count: int) -> None:
+        self._routers = [self._new_router(settings, place) for place in range(count)]
+        for router in self._routers:
+            router.task = self._background(self._keep(router))
 
-    def _new_router(self, settings: dict[str, Any]) -> Child:
+    def _new_router(self, settings: dict[str, Any], place: int) -> Child:
         argv = [
             *_module("router"),
             *("--data-fd", str(self._data.fileno()), "--orders", str(self._home.orders_socket)),
-            *("--heir", str(self._home.heir_socket), "--settings", json.dumps(settings)),
+            *("--heir", str(self._home.heir_socket(place)), "--settings", json.dumps(settings)),
         ]
         return Child("router", argv, (self._data.fileno(),), settings=settings)
 
@@ -428,7 +450,7 @@ class Supervisor:
         state = {
             "supervisor": os.getpid(),
             "heard": self._heard,
-            "routers": [router.pid for router in self._routers],
+            "routers": [router.pid for router in self._all_routers],
             "workers": [worker.described() for worker in self._workers.values()],
             "takeover": {
                 "left": [child.name for child in self._children if child.of_before],
@@ -442,16 +464,15 @@ class Supervisor:
             self._control.write(json.dumps(message).encode() + b"\n")
 
     @property
-    def _routers(self) -> list[Child]:
-        """The one that is kept, and those that still finish what they have."""
-        kept = [self._router] if self._router else []
+    def _all_routers(self) -> list[Child]:
+        """Those that are kept, and those that still finish what they have."""
         going = [child for child in (*self._retiring, *self._going) if child.name == "router" and child.pid]
-        return [*kept, *going]
+        return [*self._routers, *going]
 
     @property
     def _children(self) -> list[Child]:
-        kept = [child for child in (self._controller, self._router) if child is not None]
-        return [*kept, *self._workers.values(), *self._retiring, *self._going]
+        controller = [self._controller] if self._controller is not None else []
+        return [*controller, *self._routers, *self._workers.values(), *self._retiring, *self._going]
 
     # ── becoming another release ───────────────────────────────────────────────────────────────────────────────
 
@@ -489,9 +510,9 @@ class Supervisor:
             self._tell()
 
     def _holdings(self) -> Handover:
-        # Where a router was to be followed and is not yet, the one that serves is the one to go on with.
-        serving, *unproven = [*self._retiring, self._router] if self._retiring else [self._router]
-        going = [*self._going, *(child for child in unproven if child is not None)]
+        # Where routers were to be followed and are not yet, those that serve are those to go on with.
+        serving = self._retiring or self._routers
+        going = [*self._going, *(self._routers if self._retiring else [])]
         return Handover(
             release=__version__,
             generation=self._generation + 1,
@@ -501,7 +522,7 @@ class Supervisor:
             admin=self._admin.fileno(),
             orders=self._orders.fileno(),
             controller=self._controller.held() if self._controller and self._controller.pid else None,
-            router=serving.held() if serving else None,
+            routers=[router.held() for router in serving],
             workers=[worker.held() for worker in self._workers.values()],
             leaving=[child.held() for child in going if child.pid],
         )
@@ -509,16 +530,21 @@ class Supervisor:
     # ── the end ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _stop_all(self) -> None:
-        """The router first, so that it can finish what it has in hand; then those whom it needs for that."""
-        for router in reversed(self._routers):  # one of before gives its callers to the one that is kept
-            await _stop(router, _patience_of(router))
+        """The routers first, so that they can finish what they have in hand; then those whom they need for that."""
+        of_before = self._all_routers[len(self._routers) :]
+        for routers in (
+            of_before,
+            self._routers,
+        ):  # those of before give their callers to those that are kept
+            await asyncio.gather(*(_stop(router, _patience_of(router)) for router in routers))
         await asyncio.gather(*(_stop(worker) for worker in self._workers.values()))
         if self._controller is not None:
             await _stop(self._controller)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for path in (self._home.admin_socket, self._home.orders_socket, self._home.heir_socket):
+        heirs = [self._home.heir_socket(place) for place in range(len(self._routers))]
+        for path in (self._home.admin_socket, self._home.orders_socket, *heirs):
             path.unlink(missing_ok=True)
 
     def _background(self, work: Any) -> asyncio.Task[None]:
@@ -546,9 +572,11 @@ async def _start_worker(worker: WorkerChild, report: int) -> bool:
         return False
     finally:
         os.close(report)
+    # It does so itself, too; but until then its start takes the processor from callers.
     if worker.settings.get("idle"):
-        # It does so itself, too; but until then its start takes the processor from callers.
         step_back(worker.process.pid)
+    else:
+        take_long_turns(worker.process.pid)
     return True
 
 
@@ -566,6 +594,14 @@ async def _stop(child: Child, seconds: float = STOP_SECONDS) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _patience_of(router: Child) -> float:

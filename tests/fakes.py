@@ -165,7 +165,7 @@ class FakeVersions:
     def forget(self, identity: str) -> None:
         self.workers.pop(identity, None)
 
-    def start_router(self, settings: dict[str, Any]) -> None:
+    def start_routers(self, settings: dict[str, Any], count: int) -> None:
         pass
 
 
@@ -456,7 +456,7 @@ class FakeService:
     @property
     def events(self) -> list[Event]:
         """Of the last rollout."""
-        return self.controller.events[self.rollout.id]
+        return [event for event, _ in self.controller.stories[self.rollout.id]]
 
     @property
     def kinds(self) -> list[str]:

@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         },
         {"numpy", "msgspec"},
     ),
+    "controller.door": ({"core", "errors", "statedir", "wire.credentials"}, set()),
     # the one place where the loop is wired to the world
     "controller.__main__": (
         {"core", "errors", "journal", "statedir", "store", "traffic", "wire"},

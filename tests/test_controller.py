@@ -1,9 +1,11 @@
 """The loop meets the disk and the world: crashes, restarts, batches that come twice, clocks that step, apply that fails."""
 
 import asyncio
+import gc
 import itertools
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -725,3 +727,37 @@ def test_a_verdict_in_the_journal_is_the_one_that_decided(service):
 
 def _start(service: FakeService, text: str) -> dict:
     return asyncio.run(service.commands.start_rollout(text, service._path, "person:ann"))
+
+
+def test_a_rollout_that_is_long_over_costs_no_memory_and_is_in_the_history_all_the_same(service):
+    """A box in a factory runs for years; what a controller knows of them must not grow with each."""
+    versions = itertools.cycle(("2", "1"))
+
+    def rollouts(count):
+        for version in itertools.islice(versions, count):
+            service.ramp(version)
+            service.watch(1)
+            service.promote("by hand", full=True)
+
+    def held():
+        service.traffic.applied.clear()  # what the stand-in itself remembers
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        rollouts(KEPT_ROLLOUTS + 2)
+        first = asyncio.run(service.controller.history())
+        first.popitem()  # it is finished only when the next one begins
+        before = held()
+        rollouts(2 * KEPT_ROLLOUTS)
+        grown = held() - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 2048 * 2 * KEPT_ROLLOUTS, "less than half of what the least rollout with its events takes"
+    assert len(service.controller.stories) == KEPT_ROLLOUTS
+    whole = asyncio.run(service.controller.history())
+    assert len(whole) == 3 * KEPT_ROLLOUTS + 2
+    assert {one: whole[one] for one in first} == first
+    oldest = next(iter(whole))
+    assert asyncio.run(service.controller.story(oldest)) == whole[oldest]

@@ -180,8 +180,8 @@ class Stage:
         told = self._told
         applied = {split.number: split for split in self.service.traffic.applied}
         self.service.traffic.applied.clear()
-        for events in self.service.controller.events.values():
-            for event in events:
+        for story in self.service.controller.stories.values():
+            for event, _ in story:
                 if event.seq > told:
                     self._told = event.seq
                     yield from _event_lines(event)

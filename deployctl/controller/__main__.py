@@ -78,7 +78,7 @@ class Api:
             raise self._controller.broken
         parts = request.path.split("/")
         if request.method == "GET" and parts[1:3] == ["v1", "rollouts"] and parts[4:] == ["events"]:
-            return self._events(parts[3], request.query.get("after", "0"))
+            return await self._events(parts[3], request.query.get("after", "0"))
         route = self._routes.get((request.method, request.path))
         if route is None:
             raise InvalidError(f"{request.method} {request.path}: no such call")
@@ -104,17 +104,20 @@ class Api:
         return self.describe()
 
     async def _history(self, _request: admin.AdminRequest) -> dict[str, Any]:
-        return documents.history(self._controller)
+        return documents.history(self._controller.name, (await self._controller.history()).values())
 
     async def _explain(self, request: admin.AdminRequest) -> dict[str, Any]:
         service = self._controller.service
-        rollouts = service.rollouts if service else ()
-        wanted = request.query.get("rollout")
-        found = [rollout for rollout in rollouts if wanted in {None, "", rollout.id}]
-        if not found:
-            known = ", ".join(rollout.id for rollout in rollouts) or "none yet"
-            raise InvalidError(f"no rollout {wanted or ''} of {self._controller.name}; known: {known}")
-        return documents.explain(self._controller, found[-1])
+        last = service.rollout if service else None
+        wanted = request.query.get("rollout") or (last.id if last else "")
+        story = await self._controller.story(wanted)
+        if not story:
+            raise InvalidError(await self._no_such_rollout(wanted))
+        return documents.explain(self._controller, story)
+
+    async def _no_such_rollout(self, wanted: str) -> str:
+        known = ", ".join(await self._controller.history()) or "none yet"
+        return f"no rollout {wanted} of {self._controller.name}; known: {known}"
 
     async def _up(self, request: admin.AdminRequest) -> dict[str, Any]:
         message = await self._commands.up_again(_text(request, "manifest"), Path(_text(request, "path")))
@@ -162,9 +165,9 @@ class Api:
         document: dict[str, Any] = changed.document(split.weight if split else None)
         return document
 
-    def _events(self, rollout_id: str, after: str) -> AsyncIterator[bytes]:
-        if rollout_id not in self._controller.events:
-            raise InvalidError(f"no rollout {rollout_id} of {self._controller.name}")
+    async def _events(self, rollout_id: str, after: str) -> AsyncIterator[bytes]:
+        if not await self._controller.story(rollout_id):
+            raise InvalidError(await self._no_such_rollout(rollout_id))
         if not (after.isascii() and after.isdigit()):
             raise InvalidError(f"after={after!r} is not the number of an event")
         return self._lines(rollout_id, int(after))
@@ -210,6 +213,7 @@ async def _control(
     controller.traffic = traffic
     await traffic.listen(socket.socket(fileno=given.orders_fd))
     commands = Commands(controller, link)
+    link.on_hang_up = commands.read_again
     renewal = Renewal(controller, link, traffic, commands.router_settings)
     api = Api(controller, commands, link, renewal, given.address)
     admin.serve(socket.socket(fileno=given.admin_fd), api.handle)

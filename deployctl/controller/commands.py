@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deployctl.controller import door
 from deployctl.controller.loop import Controller
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.metrics import METRICS
@@ -23,6 +24,7 @@ from deployctl.core.rollout import HALF_AN_ORDER, Cause, Event, Kind, Rollout, p
 from deployctl.core.service import KEPT_LIVE, KEPT_ROLLOUTS
 from deployctl.errors import (
     ConflictError,
+    DeployctlError,
     IntegrityError,
     InvalidError,
     UnavailableError,
@@ -97,12 +99,22 @@ class Commands:
         if text is not None:
             await self._serve(await self.read(text.encode(), path))
         controller.home.make_input_key()
-        self._supervisor.start_router(self.router_settings())
+        self._supervisor.start_routers(self.router_settings(), controller.routers)
         controller.act(controller.monotonic())
         if text is not None:  # `up` answers for it; a controller that takes over has nobody to tell
             assert controller.service is not None
             assert controller.service.live is not None
             await self._loaded(self._still_stored(controller.service.live), "live version")
+
+    def read_again(self) -> bool:
+        """Certificate and tokens, of which somebody says that they are others now. Whether routers have to read them."""
+        controller = self._controller
+        try:
+            door.keep(controller.home, controller.spec)
+        except DeployctlError as error:
+            sys.stderr.write(f"deployctl: {error}; what was there before stays in use\n")
+            return False
+        return True
 
     def router_settings(self) -> dict[str, Any]:
         """What a router of this service is started with."""
@@ -112,8 +124,11 @@ class Commands:
             "model": controller.spec["model"],
             "routing_key": key.removeprefix("header:") if key else None,
             "timeout": controller.spec["timeout"],
+            "routers": controller.routers,
             "inputs": controller.kept["inputs"],
             "input_key": str(controller.home.input_key),
+            "tls": str(controller.home.tls) if "tls" in controller.spec else None,
+            "tokens": str(controller.home.tokens) if "tokens" in controller.spec else None,
         }
 
     def _still_stored(self, live: Version) -> Version:
@@ -128,6 +143,7 @@ class Commands:
         """Write down what is served, if that is new."""
         controller = self._controller
         spec = service_spec(manifest)
+        door.keep(controller.home, spec)
         if controller.service is None:
             await self._first_up(manifest, spec)
         elif spec != controller.spec or self._keeps_something_else(manifest):
@@ -359,7 +375,7 @@ class Commands:
         if last is not None and not last.finished:
             ending = Event(0, Kind.FINISHED, now, by, Cause.PERSON, "the next rollout begins")
             controller.record(last.id, ending)
-        number = len(controller.service.rollouts) + 1
+        number = controller.service.begun + 1
         rollout_id = f"{controller.name}-{number}-{self.token()}"
         started = Event(0, Kind.STARTED, 0.0, by, Cause.PERSON, reason, plan=desired)
         controller.record(rollout_id, started, manifest=manifest, prediction=prediction, labels=labels)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+from deployctl.controller.fold import Story
 from deployctl.controller.loop import Controller
 from deployctl.core.plan import HUMAN, OnInconclusive, Phase, Version
 from deployctl.core.rollout import Cause, Event, Kind, Rollout, step_timeout
@@ -58,7 +60,7 @@ def status(controller: Controller, address: str, pids: dict[str, Any]) -> dict[s
         "reason": _reason(rollout, verdict),
         "trouble": _trouble(controller),
         "pids": pids,
-        "url": f"http://{address}",
+        "url": f"{'https' if 'tls' in controller.spec else 'http'}://{address}",
         "model": controller.spec.get("model"),
         "left_out": _left_out(controller),
         "copies_dropped": controller.copies_dropped,
@@ -98,20 +100,17 @@ def event_document(event: Event, rollout: Rollout) -> dict[str, Any]:
     return document
 
 
-def history(controller: Controller) -> dict[str, Any]:
+def history(service: str, stories: Iterable[Story]) -> dict[str, Any]:
     """Every rollout of the service with its events."""
-    service = controller.service
     return {
         "schema_version": SCHEMA_VERSION,
-        "service": controller.name,
-        "rollouts": [
-            rollout_document(controller, rollout) for rollout in (service.rollouts if service else ())
-        ],
+        "service": service,
+        "rollouts": [_rollout(story) for story in stories],
     }
 
 
-def rollout_document(controller: Controller, rollout: Rollout) -> dict[str, Any]:
-    """One rollout with all its events."""
+def _rollout(story: Story) -> dict[str, Any]:
+    rollout = story[-1][1]
     plan = rollout.plan
     return {
         "rollout": rollout.id,
@@ -121,7 +120,7 @@ def rollout_document(controller: Controller, rollout: Rollout) -> dict[str, Any]
         "candidates": [_version(version) for version in plan.candidates],
         "phase": rollout.phase.value,
         "finished": rollout.finished,
-        "events": events_of(controller, rollout.id),
+        "events": [event_document(event, state) for event, state in story],
     }
 
 
@@ -129,16 +128,10 @@ def _version(version: Version) -> dict[str, str]:
     return {"version": version.version, "digest": version.digest}
 
 
-def events_of(controller: Controller, rollout_id: str, after: int = 0) -> list[dict[str, Any]]:
-    """The events of a rollout so far, each with the state that it led to."""
-    return [
-        event_document(event, state) for event, state in controller.states(rollout_id) if event.seq > after
-    ]
-
-
-def explain(controller: Controller, rollout: Rollout) -> dict[str, Any]:
+def explain(controller: Controller, story: Story) -> dict[str, Any]:
     """Why it was promoted, held or rolled back: the sentence, then each metric with its numbers."""
-    events = controller.events[rollout.id]
+    rollout = story[-1][1]
+    events = [event for event, _ in story]
     decided = _decisive(events)
     running = not rollout.ended
     verdict = controller.full_verdict() if running else (decided.verdict if decided else None)
@@ -163,7 +156,7 @@ def explain(controller: Controller, rollout: Rollout) -> dict[str, Any]:
         "metrics": [metric(part) for part in verdict.metrics] if verdict else [],
         "would_change": _would_change(rollout, verdict),
         "evidence_over_time": _over_time(controller, rollout),
-        "events": events_of(controller, rollout.id),
+        "events": [event_document(event, state) for event, state in story],
     }
 
 
@@ -263,7 +256,7 @@ def _current_verdict(controller: Controller, rollout: Rollout | None) -> Verdict
         return None
     if not rollout.ended:
         return controller.full_verdict()
-    decided = _decisive(controller.events[rollout.id])
+    decided = _decisive([event for event, _ in controller.stories[rollout.id]])
     return decided.verdict if decided else None
 
 

@@ -13,11 +13,14 @@ import msgspec
 
 from deployctl import __version__
 from deployctl.core.plan import Version
-from deployctl.core.rollout import Event, IllegalEventError
+from deployctl.core.rollout import Event, IllegalEventError, Rollout
 from deployctl.core.service import Service, serve, with_event
 from deployctl.errors import IntegrityError
 
 Record = Mapping[str, Any]
+
+Story = list[tuple[Event, Rollout]]
+"""The events of one rollout in their order, each with the state that it led to."""
 
 
 def told(records: Iterable[Record], path: Path) -> Iterator[tuple[Record, Event | None]]:
@@ -60,6 +63,20 @@ def service_of(records: Iterable[Record], path: Path) -> Service | None:
         else:
             service = happened(service, record["rollout"], event, path)
     return service
+
+
+def stories(records: Iterable[Record], path: Path) -> dict[str, Story]:
+    """The whole history, by rollout, the oldest first. Raises IntegrityError."""
+    service: Service | None = None
+    found: dict[str, Story] = {}
+    for record, event in told(records, path):
+        if event is None:
+            service = served(service, record, path)
+        else:
+            service = happened(service, record["rollout"], event, path)
+            assert service.rollout is not None
+            found.setdefault(service.rollout.id, []).append((event, service.rollout))
+    return found
 
 
 def _event(record: Record, path: Path) -> Event:

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from operator import is_
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-from deployctl.controller.fold import happened, served, told
+from deployctl.controller.fold import Story, happened, served, stories, told
 from deployctl.controller.observation import Baseline, Observation
 from deployctl.controller.workers import worker_id
 from deployctl.core.course import UNSEEN, Course
@@ -33,12 +34,11 @@ from deployctl.core.rollout import (
     Rollout,
     Unloadable,
     Unwatched,
-    apply,
-    start,
 )
 from deployctl.core.service import Service, with_event
 from deployctl.core.verdict import Result, Verdict
 from deployctl.errors import IntegrityError, UnavailableError
+from deployctl.journal import read
 from deployctl.records import (
     LABELS,
     Began,
@@ -67,6 +67,9 @@ LONGEST_WATCH = 1.0
 
 BLIND_SECONDS = 10.0
 """A candidate that answers callers, and of whose answers none can be written down for so long, is rolled back: nobody would see its harm."""
+
+MAX_SETTLED = 16
+"""Versions whose worker's settings are remembered: more than are ever loaded together."""
 
 UNHEARD_SECONDS = 5.0
 """A router of which nothing was heard for so long after a restart of the controller is taken for lost."""
@@ -114,7 +117,9 @@ class Versions(Protocol):
 
 
 class Log(Protocol):
-    """The journal: `append` returns when the record is durable; `spare` lets it have the room that is kept back for a full disk."""
+    """The journal: `append` returns when the record is durable; `spare` lets it have the room that is kept back for a full disk.
+    `records` are those of before it was opened; whoever has read them may clear the list.
+    """
 
     @property
     def records(self) -> list[dict[str, Any]]: ...
@@ -173,7 +178,8 @@ class Controller:
         self.kept: dict[str, Any] = {"inputs": "hash", "max_bytes": MAX_RECORDS}
         """What of requests is written down, and how many bytes of records: `spec.log` of the manifest of `up`."""
         self.name = home.name
-        self.events: dict[str, list[Event]] = {}
+        self.stories: dict[str, Story] = {}
+        """Of the rollouts that the service remembers; of those before them `story` asks the journal."""
         self.baseline = Baseline()
         self.observation: Observation | None = None
         self.course: Course | None = None
@@ -199,6 +205,7 @@ class Controller:
         self._dropped_before: dict[int, int] = {}
         self._lingering: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}
+        self._settled: dict[tuple[Version, bool], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._took_over = False
         self._checkpoint = 0.0
         self._unheard: set[str] = set()
@@ -218,6 +225,7 @@ class Controller:
             else:
                 self._fold_event(record["rollout"], event)
                 self._fold_prediction(record)
+        self.journal.records.clear()  # a long life's are many, and nobody needs them any more
         rollout = self.service.rollout if self.service else None
         if rollout is not None:
             self.clock.go_on_from(rollout.at)
@@ -230,15 +238,21 @@ class Controller:
         self.service = served(self.service, record, self.home.journal)
 
     def _fold_prediction(self, record: Mapping[str, Any]) -> None:
-        for digest in record.get("digests", ()):
-            self._predictions[digest] = record["prediction"]
+        if "digests" in record:
+            kept = {version.digest for version in self.trying} | (
+                self.service.kept if self.service else set()
+            )
+            self._predictions = {one: said for one, said in self._predictions.items() if one in kept}
+            self._predictions |= dict.fromkeys(record["digests"], record["prediction"])
         if "labels" in record:
             self.label_files = record["labels"]
         self.kept = record.get("log") or self.kept
 
     def _fold_event(self, rollout_id: str, event: Event) -> None:
         self.service = happened(self.service, rollout_id, event, self.home.journal)
-        self.events.setdefault(rollout_id, []).append(event)
+        self.stories.setdefault(rollout_id, []).append((event, self.last))
+        if event.kind is Kind.STARTED:
+            self.stories = {rollout.id: self.stories[rollout.id] for rollout in self.service.rollouts}
 
     def _resume(self, rollout: Rollout) -> None:
         """Take up a rollout that was running: the same records give the same evidence."""
@@ -599,6 +613,11 @@ class Controller:
         return Unwatched(f"for {BLIND_SECONDS:g} s no answer could be written down: {blind.words}")
 
     @property
+    def routers(self) -> int:
+        """How many routers share the callers."""
+        return int(self.spec.get("routers", 1))
+
+    @property
     def unwell(self) -> str | None:
         """What is wrong with the worker of the live version, which is started again for ever; None while all is well."""
         live = self.service.live if self.service else None
@@ -643,6 +662,8 @@ class Controller:
         }
         running = self._linger(kept, desired, monotonic)
         self.workers.want([self._settings[i] for i in running])
+        ids = {*running, *(settings["id"] for settings in preferred.values())}
+        self._settings = {one: settings for one, settings in self._settings.items() if one in ids}
         # A version that is unloaded must be ready again before it is sent anything.
         self._serving = {digest: one for digest, one in self._serving.items() if one in running}
 
@@ -713,22 +734,36 @@ class Controller:
         return str(self._settings_of(version)["id"])
 
     def _settings_of(self, version: Version) -> dict[str, Any]:
+        idle, prediction = self._only_copies(version), self._predictions.get(version.digest)
+        # Asked for at every tick: they are made anew when one of these has been replaced.
+        made_of = (self.spec, prediction, self.generation)
+        found = self._settled.get((version, idle))
+        if found is None or not all(map(is_, found[0], made_of)):
+            if len(self._settled) >= MAX_SETTLED:
+                self._settled.clear()
+            found = made_of, self._make_settings(version, prediction, idle=idle)
+            self._settled[version, idle] = found
+        settings = found[1]
+        self._settings[settings["id"]] = settings
+        return settings
+
+    def _make_settings(
+        self, version: Version, prediction: dict[str, Any] | None, *, idle: bool
+    ) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "model": self.spec["model"],
             "version": version.version,
             "digest": version.digest,
             "file": str(self.store.path(version.digest)),
-            "prediction": self._predictions.get(version.digest),
-            "idle": self._only_copies(version),
+            "prediction": prediction,
+            "idle": idle,
             "memory": (self.spec.get("limits") or {}).get("workerMemory"),
             "batching": self.spec.get("batching", True),
             "max_batch_delay": self.spec.get("maxBatchDelay", 0.0),
             "generation": self.generation,
         }
         identity = worker_id(settings)
-        full = {**settings, "id": identity, "socket": str(self.home.worker_sockets / f"{identity}.sock")}
-        self._settings[identity] = full
-        return full
+        return {**settings, "id": identity, "socket": str(self.home.worker_sockets / f"{identity}.sock")}
 
     def _only_copies(self, version: Version) -> bool:
         """Whether this version answers nobody, so that its worker may wait for the processor until all others have had it.
@@ -792,24 +827,24 @@ class Controller:
             await asyncio.sleep(0.005)
         return False
 
-    def states(self, rollout_id: str) -> list[tuple[Event, Rollout]]:
-        """Every event of a rollout so far, with the state that it led to."""
-        first, *rest = self.events.get(rollout_id, [])
-        seen = [(first, start(rollout_id, first))]
-        for event in rest:
-            seen.append((event, apply(seen[-1][1], event)))
-        return seen
+    async def story(self, rollout_id: str) -> Story:
+        """The events of a rollout so far; empty where there is none of this name. Raises IntegrityError and UnavailableError."""
+        return self.stories.get(rollout_id) or (await self.history()).get(rollout_id, [])
+
+    async def history(self) -> dict[str, Story]:
+        """The stories of all rollouts, the oldest first, as the journal tells them. Raises IntegrityError and UnavailableError."""
+        return await asyncio.to_thread(lambda: stories(read(self.home.journal), self.home.journal))
 
     async def follow(self, rollout_id: str, after: int) -> AsyncIterator[tuple[Event, Rollout]]:
         """Events of a rollout as they happen, from after this number until the rollout is finished."""
         while True:
             news = self._news
-            states = self.states(rollout_id)
-            for event, state in states:
+            story = await self.story(rollout_id)
+            for event, state in [*story]:
                 if event.seq > after:
                     after = event.seq
                     yield event, state
-            if states[-1][1].finished:
+            if story[-1][1].finished:
                 return
             await news.wait()
 

@@ -72,6 +72,8 @@ class SupervisorLink(asyncio.Protocol):
         self.pids: dict[str, Any] = {"supervisor": 0, "routers": []}
         self.proven: dict[str, Mapping[str, Any]] = {}
         self.takeover = Takeover()
+        self.on_hang_up: Callable[[], bool] = lambda: False
+        """Somebody sent SIGHUP; says whether the routers have something to read again."""
         self._told = asyncio.Event()
         self._rehearsal: asyncio.Future[dict[str, Any]] | None = None
         self._in_force: list[int] = []
@@ -123,13 +125,13 @@ class SupervisorLink(asyncio.Protocol):
         self.workers.pop(identity, None)
         self.want([settings for settings in self._asked or [] if settings["id"] != identity])
 
-    def start_router(self, settings: dict[str, Any]) -> None:
-        """Ask for the data plane."""
-        self._send({"router": settings})
+    def start_routers(self, settings: dict[str, Any], count: int) -> None:
+        """Ask for the data plane: so many routers, all alike."""
+        self._send({"router": settings, "count": count})
 
-    def renew_router(self, settings: dict[str, Any]) -> None:
-        """Ask for a router of this release beside one of before; asking again changes nothing."""
-        self._send({"renew": settings})
+    def renew_routers(self, settings: dict[str, Any], count: int) -> None:
+        """Ask for routers of this release beside those of before; asking again changes nothing."""
+        self._send({"renew": settings, "count": count})
 
     def in_force(self, routers: Sequence[int]) -> None:
         """Say which routers do what was ordered: those of before may end."""
@@ -174,6 +176,8 @@ class SupervisorLink(asyncio.Protocol):
             if "rehearsal" in message:
                 if self._rehearsal is not None and not self._rehearsal.done():
                     self._rehearsal.set_result(message["rehearsal"])
+            elif "hang_up" in message:
+                self._send({"hung_up": self.on_hang_up()})
             else:
                 self._take(message)
 

@@ -1,4 +1,7 @@
-"""The life of a service: live and previous version are the fold of its whole journal, a rollout the fold of its part."""
+"""The life of a service: live and previous version are the fold of its whole journal, a rollout the fold of its part.
+
+A service may run for years: of rollouts that are long over only the versions are known, and what happened stands in the journal.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,17 @@ KEPT_LIVE, KEPT_ROLLOUTS = 5, 10
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the journal adds up to. `base` is the version that the service was first started with."""
+    """What the journal adds up to. `base` is the version that the service was first started with; `rollouts` are the last
+    KEPT_ROLLOUTS of all that have `begun`, `were_live` the last KEPT_LIVE versions that those before them made live, oldest first.
+    """
 
     base: Version
     base_seq: int = 1
     live: Version | None = None
     previous: Version | None = None
     rollouts: tuple[Rollout, ...] = ()
+    begun: int = 0
+    were_live: tuple[Version, ...] = ()
     known: dict[str, Version] = field(default_factory=dict)
 
     @property
@@ -44,11 +51,8 @@ class Service:
     @property
     def kept(self) -> frozenset[str]:
         """Digests of the models that somebody may still ask for: of the last rollouts, and of the last versions that were live."""
-        last = [rollout.plan for rollout in self.rollouts[-KEPT_ROLLOUTS:]]
-        tried = [version for plan in last for version in (plan.baseline, *plan.candidates)]
-        promoted = [one.plan.candidate for one in self.rollouts if one.phase is Phase.PROMOTED]
-        were_live = dict.fromkeys(reversed([self.base, *promoted]))
-        good = [version for version in were_live if version != HUMAN][:KEPT_LIVE]
+        tried = [version for one in self.rollouts for version in (one.plan.baseline, *one.plan.candidates)]
+        good = _last_live((*self.were_live, *_promoted(self.rollouts)))
         wanted = (self.live, self.previous, *tried, *good)
         return frozenset(version.digest for version in wanted if version not in {None, HUMAN})
 
@@ -63,7 +67,8 @@ class Service:
 
 def serve(version: Version, seq: int) -> Service:
     """A service that starts with this version and nothing else."""
-    return Service(version, seq, live=version, known={} if version == HUMAN else {version.version: version})
+    known = {} if version == HUMAN else {version.version: version}
+    return Service(version, seq, live=version, were_live=(*known.values(),), known=known)
 
 
 def with_event(service: Service, rollout_id: str, event: Event) -> Service:
@@ -72,7 +77,10 @@ def with_event(service: Service, rollout_id: str, event: Event) -> Service:
     if last is None or last.id != rollout_id:
         begun = start(rollout_id, event)
         known = service.known | _labels(begun.plan)
-        return replace(service, rollouts=(*service.rollouts, begun), known=known)
+        rollouts = (*service.rollouts, begun)
+        over, rollouts = rollouts[:-KEPT_ROLLOUTS], rollouts[-KEPT_ROLLOUTS:]
+        were_live = _last_live((*service.were_live, *_promoted(over)))
+        return replace(service, rollouts=rollouts, begun=service.begun + 1, were_live=were_live, known=known)
     moved = apply(last, event)
     changed = replace(service, rollouts=(*service.rollouts[:-1], moved))
     if moved.phase is last.phase:
@@ -82,6 +90,16 @@ def with_event(service: Service, rollout_id: str, event: Event) -> Service:
     if last.phase is Phase.PROMOTED:
         return replace(changed, live=moved.plan.baseline, previous=None)
     return changed
+
+
+def _promoted(rollouts: tuple[Rollout, ...]) -> tuple[Version, ...]:
+    return tuple(one.plan.candidate for one in rollouts if one.phase is Phase.PROMOTED)
+
+
+def _last_live(versions: tuple[Version, ...]) -> tuple[Version, ...]:
+    """The last of them, oldest first, each where it came last."""
+    newest_first = dict.fromkeys(version for version in reversed(versions) if version != HUMAN)
+    return tuple(reversed([*newest_first][:KEPT_LIVE]))
 
 
 def _labels(plan: Plan) -> dict[str, Version]:

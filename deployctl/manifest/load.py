@@ -127,7 +127,7 @@ def _manifest(document: schema.Document, text: str, source: str, base: Path) -> 
         source=source,
         text=text,
         name=document.metadata.name,
-        service=_service(spec.service, document.metadata.name),
+        service=_service(spec.service, document.metadata.name, base),
         baseline=None if spec.baseline is None else _model_ref(spec.baseline, base),
         candidates=tuple(_model_ref(candidate, base) for candidate in candidates),
         prediction=None if spec.prediction is None else _prediction(spec.prediction),
@@ -169,13 +169,12 @@ def _strategy(
 def _label_files(written: schema.Labels, base: Path) -> LabelFiles | None:
     if written.watch is None:
         return None
-    watch = Path(os.path.abspath(base / written.watch))  # noqa: PTH100 - as below
-    return LabelFiles(watch, written.format, written.id_key, written.from_name)
+    return LabelFiles(_path(base, written.watch), written.format, written.id_key, written.from_name)
 
 
-def _service(written: schema.Service, name: str) -> Service:
+def _service(written: schema.Service, name: str, base: Path) -> Service:
     host, _, port = written.listen.rpartition(":")
-    key = written.routing_key
+    key, tls = written.routing_key, written.tls
     return Service(
         host=host.strip("[]"),
         port=int(port),
@@ -183,6 +182,10 @@ def _service(written: schema.Service, name: str) -> Service:
         routing_key=None if key is None else key.removeprefix("header:").lower(),
         timeout=written.timeout,
         engine=written.engine,
+        routers=written.routers,
+        certificate=None if tls is None else _path(base, tls.cert),
+        key=None if tls is None else _path(base, tls.key),
+        tokens=None if written.tokens is None else _path(base, written.tokens),
         batching=written.batching,
         max_batch_delay=written.max_batch_delay,
         worker_memory=None if written.limits is None else written.limits.worker_memory,
@@ -190,8 +193,11 @@ def _service(written: schema.Service, name: str) -> Service:
 
 
 def _model_ref(written: schema.Model, base: Path) -> ModelRef:
-    path = Path(os.path.abspath(base / schema.file_path(written.uri)))  # noqa: PTH100 - resolve() would read the disk
-    return ModelRef(written.version, path, written.digest)
+    return ModelRef(written.version, _path(base, schema.file_path(written.uri)), written.digest)
+
+
+def _path(base: Path, written: str) -> Path:
+    return Path(os.path.abspath(base / written))  # noqa: PTH100 - resolve() would read the disk
 
 
 def _prediction(written: schema.Prediction) -> Prediction:

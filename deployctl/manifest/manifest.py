@@ -13,7 +13,9 @@ from deployctl.errors import InvalidError
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`spec.service`: what callers see; fixed while the service runs. `routing_key` is a lower-case header name, `worker_memory` bytes."""
+    """`spec.service`: what callers see; fixed while the service runs. `routing_key` is a lower-case header name, `worker_memory` bytes,
+    files are absolute paths.
+    """
 
     host: str
     port: int
@@ -22,6 +24,10 @@ class Service:
     timeout: float
     engine: str
     worker_memory: int | None = None
+    routers: int = 1
+    certificate: Path | None = None
+    key: Path | None = None
+    tokens: Path | None = None
     batching: bool = True
     max_batch_delay: float = 0.0
 
@@ -143,9 +149,15 @@ def service_spec(manifest: Manifest) -> dict[str, Any]:
     """`spec.service` with its defaults, by YAML key: what a running service is compared with. What came later and is not written is not in it."""
     service = manifest.service
     limits = {} if service.worker_memory is None else {"limits": {"workerMemory": service.worker_memory}}
-    batching: dict[str, Any] = {} if service.batching else {"batching": False}
+    later: dict[str, Any] = {} if service.batching else {"batching": False}
     if service.max_batch_delay:
-        batching["maxBatchDelay"] = service.max_batch_delay
+        later["maxBatchDelay"] = service.max_batch_delay
+    if service.routers > 1:
+        later["routers"] = service.routers
+    if service.certificate is not None:
+        later["tls"] = {"cert": str(service.certificate), "key": str(service.key)}
+    if service.tokens is not None:
+        later["tokens"] = str(service.tokens)
     return {
         "listen": service.listen,
         "model": service.model,
@@ -153,7 +165,7 @@ def service_spec(manifest: Manifest) -> dict[str, Any]:
         "timeout": service.timeout,
         "engine": service.engine,
         **limits,
-        **batching,
+        **later,
     }
 
 

@@ -60,6 +60,7 @@ LATER_WORDS = frozenset({"value"})
 """Words of closed sets (here of `prediction.read`) that a later version will know."""
 MAX_STEPS = 200
 MAX_CANDIDATES = 8
+MAX_ROUTERS = 32
 
 _DURATION = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["500ms", "30s", "10m", "72h"]}
 _PERCENTAGE = {"type": "string", "pattern": PERCENTAGE_PATTERN, "examples": ["0.5%", "10%"]}
@@ -179,6 +180,7 @@ Output = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,256}", "the name of an output
 Listen = Annotated[
     str, PlainValidator(_listen), WithJsonSchema({"type": "string", "examples": ["127.0.0.1:8080"]})
 ]
+File = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,1024}", "a path")]
 Directory = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,1024}", "a path")]
 Uri = Annotated[str, AfterValidator(_uri)]
 
@@ -207,10 +209,17 @@ class Limits(Section):
     of the machine's, 512MiB at least."""
 
 
+class Tls(Section):
+    """The certificate that callers are shown; read again at SIGHUP."""
+
+    cert: File
+    """PEM, with all that stand between it and a root; a path relative to the manifest."""
+    key: File
+    """PEM, without a password, for its owner to read only."""
+
+
 class Service(Section):
     """What callers see. Fixed while the service runs."""
-
-    later = frozenset({"routers"})
 
     listen: Listen
     """HOST:PORT to listen on; port 0 takes a free one, which `status` shows."""
@@ -222,6 +231,11 @@ class Service(Section):
     """Per request. Past it the answer is 504 and counts as bad."""
     engine: Annotated[str, _known("engine", LATER_ENGINES)] = ENGINE
     """What carries the traffic."""
+    routers: Annotated[int, Field(ge=1, le=MAX_ROUTERS)] = 1
+    """Processes that share the callers, for a machine whose processors one router does not fill."""
+    tls: Tls | None = None
+    tokens: File | None = None
+    """A file of bearer tokens, one in each line: callers need one of them (but for `/v2/health`). Read again at SIGHUP."""
     batching: bool = True
     """Whether requests that wait may share an inference, where it was seen to change no bit of any answer (`plan` says whether it was)."""
     max_batch_delay: Annotated[float, PlainValidator(seconds), WithJsonSchema(_DURATION)] = Field(
@@ -549,7 +563,7 @@ class Document(Section):
     spec: Spec
 
 
-LATER_ANYWHERE = frozenset({"tls", "tokens", "limits", "webhooks"})
+LATER_ANYWHERE = frozenset({"limits", "webhooks"})
 """Keys that later versions add to whichever section they belong to."""
 
 

@@ -21,10 +21,12 @@ from time import monotonic
 import msgspec
 import uvloop
 
+from deployctl.errors import InvalidError
 from deployctl.router.heir import Heir, Successor
 from deployctl.router.http import Connections
 from deployctl.router.orders import OrdersLink
 from deployctl.router.server import Server, Settings
+from deployctl.wire.credentials import load_chain, read_tokens, server_context
 from deployctl.wire.lifeline import die_with_parent
 from deployctl.wire.priority import take_short_turns
 
@@ -67,14 +69,16 @@ async def serve(listener: socket.socket, orders: str, path: Path | None, setting
     beating = asyncio.ensure_future(server.pulse.beat())
     watching = asyncio.ensure_future(server.mirror.watch(server.upstreams.links.values))
     clients = Connections(server.serve, settings.limits)
+    door = Door(server, settings)
+    loop.add_signal_handler(signal.SIGHUP, door.read_again)
     ordered = asyncio.ensure_future(link.first_order.wait())
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait([ordered, stopped], return_when=asyncio.FIRST_COMPLETED)
     if ordered.done():
-        listening = await loop.create_server(clients.connect, sock=listener)
+        stop_listening = await _listen(listener, clients, settings, door)
         adopting = _adopt(clients, heir) if heir is not None else set()
         await stopped
-        listening.close()
+        stop_listening()
         if heir is not None:
             heir.close()
             await asyncio.gather(*adopting, return_exceptions=True)
@@ -88,6 +92,63 @@ async def serve(listener: socket.socket, orders: str, path: Path | None, setting
     beating.cancel()
     watching.cancel()
     ordered.cancel()
+
+
+class Door:
+    """What callers need to come in: the certificate that they are shown, and their token. Read from files, again when we are told."""
+
+    def __init__(self, server: Server, settings: Settings) -> None:
+        """Raises InvalidError."""
+        self._server = server
+        self._tls, self._tokens = (Path(name) if name else None for name in (settings.tls, settings.tokens))
+        self.context = server_context(self._tls, self._tls) if self._tls else None
+        server.tokens = read_tokens(self._tokens) if self._tokens else None
+
+    def read_again(self) -> None:
+        """For connections and requests from now on; what cannot be read stays as it was."""
+        try:
+            if self.context is not None and self._tls is not None:
+                load_chain(self.context, self._tls, self._tls)
+            if self._tokens is not None:
+                self._server.tokens = read_tokens(self._tokens)
+        except InvalidError as error:
+            sys.stderr.write(f"deployctl: {error}; those before stay in use\n")
+
+
+async def _listen(
+    listener: socket.socket, clients: Connections, settings: Settings, door: Door
+) -> Callable[[], None]:
+    """Lets callers in; the result is how to stop that. Of several routers each takes one at a time, so that all get their share."""
+    loop = asyncio.get_running_loop()
+    patience = settings.limits.patience if door.context else None
+    if settings.routers == 1:
+        listening = await loop.create_server(
+            clients.connect, sock=listener, ssl=door.context, ssl_handshake_timeout=patience
+        )
+        return listening.close
+    listener.setblocking(False)
+    arriving: set[asyncio.Task[object]] = set()
+
+    def accept() -> None:
+        try:
+            caller, _ = listener.accept()
+        except OSError:  # another router was quicker, or the caller is gone again
+            return
+        caller.setblocking(False)
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        welcome = loop.connect_accepted_socket(
+            clients.connect, caller, ssl=door.context, ssl_handshake_timeout=patience
+        )
+        task = loop.create_task(welcome)
+        arriving.add(task)
+        task.add_done_callback(arriving.discard)
+
+    loop.add_reader(listener.fileno(), accept)
+
+    def stop() -> None:
+        loop.remove_reader(listener.fileno())
+
+    return stop
 
 
 def _heir(path: Path | None) -> Heir | None:

@@ -126,7 +126,7 @@ class Connections:
         if self.successor is not None and self.successor.gone:
             self.successor = None
         for connection in tuple(self.open):
-            if self.successor is not None:
+            if self.successor is not None and not connection.secure:
                 connection.pass_on(self.successor)
             elif idle_too:
                 connection.close_if_idle()
@@ -152,6 +152,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, connections: Connections, *, inherited: bool = False) -> None:
         self._all = connections
         self._inherited = inherited
+        self.secure = False
+        """Whether it speaks TLS: then it cannot be passed on, and no half of it can be closed."""
         self._limits = connections.limits
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
@@ -175,6 +177,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self.secure = transport.get_extra_info("sslcontext") is not None
         self._deadline = monotonic() + (self._limits.idle if self._inherited else self._limits.patience)
         if len(self._all.open) >= 2 * self._limits.connections:
             self._transport.abort()
@@ -193,7 +196,7 @@ class Connection(asyncio.Protocol):
         """A client that only half-closes cannot be told from one that left: it counts as left, and is answered."""
         self._ended = True
         self._leave()
-        return self._request is not None or bool(self._ready or self._backlog)
+        return not self.secure and (self._request is not None or bool(self._ready or self._backlog))
 
     def pause_writing(self) -> None:
         self._stalled = True
@@ -245,7 +248,7 @@ class Connection(asyncio.Protocol):
         if request is None or transport is None:
             return
         more = not self._ended or self._ready or self._backlog
-        leaving = self._all.closing and self._all.successor is None
+        leaving = self._all.closing and (self._all.successor is None or self.secure)
         keep_alive = request.keep_alive and more and not leaving
         transport.write(
             b"".join(
@@ -282,7 +285,7 @@ class Connection(asyncio.Protocol):
     def pass_on(self, successor: Takes) -> None:
         """Gives the connection away between two requests. Closing our descriptor then ends nothing: the successor has its own."""
         transport = self._transport
-        if transport is None or not self._idle or transport.get_write_buffer_size():
+        if transport is None or self.secure or not self._idle or transport.get_write_buffer_size():
             return
         transport.pause_reading()
         if successor.take(transport.get_extra_info("socket").fileno()):
@@ -396,15 +399,17 @@ class Connection(asyncio.Protocol):
         """Closes our side and drops what still comes, so that the last answer is read and not reset."""
         transport = self._transport
         assert transport is not None
+        unread = bool(self._arriving or self._backlog or self._ready or self._refusal)
         self._lingering = True
         self._backlog = b""
         self._ready.clear()
-        if self._ended:
+        if self._ended or (self.secure and not unread):
             transport.close()
             return
         self._wait()
         self._read_on(wanted=True)
-        transport.write_eof()
+        if not self.secure:
+            transport.write_eof()
 
     def _count_unread(self) -> int:
         """Bytes of answers that the client's machine has not taken: ours, and what the kernel holds."""

@@ -37,27 +37,33 @@ from deployctl.router.mirror import Mirror, Original
 from deployctl.router.outcomes import CLIENT_LEFT, Outcome, Outcomes
 from deployctl.router.suspension import Pulse
 from deployctl.router.upstreams import Link, Upstreams
+from deployctl.wire.credentials import Tokens
 from deployctl.wire.frames import NO_BINARY, Answer, Encoding, Kind, request_frame
 from deployctl.wire.orders import HELD_UP, LabelPost, Order, Upstream
 
 BASELINE, CANDIDATE, NEITHER = 0, 1, -1
 _EXTENSIONS = ["binary_tensor_data"]
 _RETRY = b"retry-after: 1\r\n"
+_WHO = b"www-authenticate: Bearer\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the router is started with. `timeout` is in seconds, for each request from its last byte on.
 
-    `inputs` says what is recorded of a request's body while versions are compared: nothing, a hash with the key in the file
-    `input_key`, or beside that the body itself.
+    `routers`: how many share the callers. `inputs` says what is recorded of a request's body while versions are compared: nothing, a hash
+    with the key in the file `input_key`, or beside that the body itself. `tls` is a file with certificate and key, `tokens` one of
+    those that are let in; None: everybody, without TLS.
     """
 
     model: str
     timeout: float
     routing_key: str | None = None
+    routers: int = 1
     inputs: Literal["none", "hash", "full"] = "hash"
     input_key: str | None = None
+    tls: str | None = None
+    tokens: str | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -71,6 +77,8 @@ class Route:
 
     methods: dict[bytes, Handle]
     version: str | None = None
+    open: bool = False
+    """Whether nobody needs a token here."""
 
 
 class _NotFound(Exception):  # noqa: N818 - a 404, not a fault
@@ -86,6 +94,8 @@ class Server:
         self.outcomes = Outcomes(self._watermarks)
         self.pulse = Pulse()
         self.mirror = Mirror(self.outcomes, self.pulse)
+        self.tokens: Tokens | None = None
+        """Who is let in; None: everybody."""
         self._hash_input = None if settings.inputs == "none" else hasher(settings.input_key)
         self._split = Split(0, Version("", ""))
         self._baseline: Link | None = None  # None where people decide, and the router answers itself
@@ -148,12 +158,19 @@ class Server:
                 return None
             if len(self._routes) < 64:
                 self._routes[request.target] = route
+        if self.tokens is not None and not route.open and not self._may_ask(request):
+            client.fail(401, "a bearer token is needed here: Authorization: Bearer TOKEN", _WHO)
+            return None
         handle = route.methods.get(request.method)
         if handle is None:
             allowed = b", ".join(route.methods)
             client.fail(405, f"use {allowed.decode()} here", b"allow: %b\r\n" % allowed)
             return None
         return handle(request, client, route.version)
+
+    def _may_ask(self, request: Request) -> bool:
+        assert self.tokens is not None
+        return self.tokens.admit(request.headers.get(b"authorization"))
 
     def _find(self, target: bytes) -> Route:
         path = target.partition(b"?")[0]
@@ -163,9 +180,9 @@ class Server:
             case ["v2"] | ["v2", ""]:
                 return _reads(self._about)
             case ["v2", "health", "live"]:
-                return _reads(self._live)
+                return _reads(self._live, open=True)
             case ["v2", "health", "ready"]:
-                return _reads(self._ready)
+                return _reads(self._ready, open=True)
             case ["v2", "models", model, *rest]:
                 if model != self.settings.model:
                     raise _NotFound(f"no model {model!r} here; this service has {self.settings.model!r}")
@@ -483,5 +500,5 @@ class Exchange(msgspec.Struct, eq=False):
             self.original, self.body = None, b""
 
 
-def _reads(handle: Handle) -> Route:
-    return Route({b"GET": handle, b"HEAD": handle})
+def _reads(handle: Handle, *, open: bool = False) -> Route:  # noqa: A002 - as the attribute is called
+    return Route({b"GET": handle, b"HEAD": handle}, open=open)

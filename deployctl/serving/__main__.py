@@ -18,7 +18,7 @@ import msgspec
 from deployctl.errors import DeployctlError, Exit, InvalidError
 from deployctl.serving.settings import Settings
 from deployctl.wire.lifeline import die_with_parent
-from deployctl.wire.priority import step_back, take_short_turns
+from deployctl.wire.priority import step_back, take_long_turns
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
         settings = _settings(arguments.settings)
         priority = step_back() if settings.idle else "normal"
         if not settings.idle:
-            take_short_turns()
+            take_long_turns()  # starting takes the processor for half a second, beside those who answer callers
         return _serve(settings, priority, arguments.socket, arguments.report_fd)
     except DeployctlError as error:
         message = " ".join(str(error).split())
@@ -50,7 +50,8 @@ def _serve(settings: Settings, priority: str, path: Path, report_fd: int) -> int
     from deployctl.serving.watch import Watch  # noqa: PLC0415 - as above
     from deployctl.serving.worker import Server, Worker, listen  # noqa: PLC0415 - as above
 
-    model = Model(Path(settings.file), settings.digest, Watch(), memory=limit_memory(settings.memory))
+    watch = Watch()
+    model = Model(Path(settings.file), settings.digest, watch, memory=limit_memory(settings.memory))
     reader = Reader(settings.prediction, model.outputs, model.warm_up)
     batching = find_batching(model) if settings.batching else OFF
     worker = Worker(settings, model, reader, batching)
@@ -58,6 +59,8 @@ def _serve(settings: Settings, priority: str, path: Path, report_fd: int) -> int
     # What is loaded now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
+    if not settings.idle:
+        watch.weigh()
 
     async def serve() -> None:
         server = Server(worker, settings.max_batch_delay)

@@ -25,7 +25,11 @@ _BUSY = 0.5
 _SHORTEST = 0.02
 """Seconds between two looks that say something."""
 
-_SLICE_NANOSECONDS = 200_000
+_NICEST = 19
+
+_SHORT_TURN, _LONG_TURN = 200_000, 100_000_000
+"""Nanoseconds; the kernel takes no longer ones."""
+
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _ATTRIBUTES = Struct("=IIQiIQQQ")
 """The kernel's `struct sched_attr`: size, policy, flags, nice, priority, runtime (here: the slice), deadline, period."""
@@ -41,25 +45,39 @@ def step_back(process: int = 0) -> str:
     if not Path("/proc/self/schedstat").exists():
         return "normal"
     try:
-        # Threads that libraries start inherit it.
-        os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError):  # no such policy on this system, or not for us
+        # Threads that libraries start inherit it. Not SCHED_IDLE: Linux takes a processor on which such a one computes for an idle
+        # one, wakes callers and router there, and they wait (docs/decisions/0005).
+        os.setpriority(os.PRIO_PROCESS, process, _NICEST)
+    except OSError:
         return "normal"
+    take_long_turns(process)
     return "idle"
 
 
-def take_short_turns() -> bool:
-    """Has this process answer for callers: whenever it wakes up it comes before whoever computes for longer, and says whether it does.
+def take_short_turns(thread: int = 0) -> bool:
+    """Has a thread (0: this one) answer for callers: whenever it wakes up it comes before whoever computes for longer, and says whether
+    it does.
 
     It gets no more of the processor than before, only sooner: a slice that is shorter than the usual one (kernel documentation: EEVDF,
     `sched_setattr`; Linux 6.12 and newer take it, older ones leave it at the usual).
     """
+    return _take_turns(_SHORT_TURN, thread)
+
+
+def take_long_turns(thread: int = 0) -> bool:
+    """Has a thread (0: this one) compute for long: it gets no less of the processor than before, only later, when all who
+    answer quickly have been served.
+    """
+    return _take_turns(_LONG_TURN, thread)
+
+
+def _take_turns(nanoseconds: int, thread: int) -> bool:
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None or sys.platform != "linux":
         return False
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, _SLICE_NANOSECONDS, 0, 0)
-    failed: int = ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0)
+    nice = os.getpriority(os.PRIO_PROCESS, thread)
+    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, nanoseconds, 0, 0)
+    failed: int = ctypes.CDLL(None, use_errno=True).syscall(number, thread, attributes, 0)
     return failed == 0
 
 
@@ -139,6 +157,6 @@ def _waited(was: _Thread, is_: _Thread, seconds: float) -> float:
 
 def _goes_last(process: int) -> bool:
     try:
-        return os.sched_getscheduler(process) == os.SCHED_IDLE
-    except (AttributeError, OSError):
+        return os.getpriority(os.PRIO_PROCESS, process) == _NICEST
+    except OSError:
         return False

@@ -23,7 +23,7 @@ class Life:
         self.seq += 1
         plan = replace(canary(), baseline=baseline, candidate=candidate)
         begun = Event(self.seq, Kind.STARTED, 0.0, "person:ann", Cause.PERSON, plan=plan)
-        self.service = with_event(self.service, f"r-{len(self.service.rollouts) + 1}", begun)
+        self.service = with_event(self.service, f"r-{self.service.begun + 1}", begun)
 
     def happens(self, kind: Kind, cause: Cause = Cause.PERSON) -> None:
         last = self.service.rollout

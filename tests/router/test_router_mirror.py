@@ -21,6 +21,7 @@ from deployctl.core.plan import Copy
 from deployctl.router.mirror import MAX_BYTES, MAX_WAITING
 from deployctl.router.suspension import LONGEST_STALL
 from deployctl.wire.orders import Upstream
+from deployctl.wire.priority import step_back
 
 INFER = "/v2/models/m/infer"
 BASELINE, CANDIDATE = 0, 1
@@ -339,7 +340,7 @@ def test_a_copy_that_waits_for_the_processor_is_dropped_and_says_nothing_about_i
     street, share_one_processor
 ):
     street.mirror(copy_timeout=0.5, copy_limit=100)
-    os.sched_setscheduler(street.workers[1].process.pid, os.SCHED_IDLE, os.sched_param(0))
+    assert step_back(street.workers[1].process.pid) == "idle"
     share_one_processor(street.workers[1].process.pid)
     assert {answer.status for answer in ask_all(street, [do("spin", by="2", seconds=0.05)] * 40)} == {200}
     settled(street)
@@ -358,7 +359,7 @@ def test_so_is_one_that_waits_with_the_worker_that_its_version_has_just_left(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     starved, another = street.workers[1], Worker(elsewhere, "2")
-    os.sched_setscheduler(starved.process.pid, os.SCHED_IDLE, os.sched_param(0))
+    assert step_back(starved.process.pid) == "idle"
     share_one_processor(starved.process.pid)
     ask_all(street, [do("spin", by="2", seconds=0.2)] * 40)
     street.workers[1] = another

@@ -330,7 +330,7 @@ def test_keep_warm_keeps_the_version_before_for_its_time_and_a_later_rollback_lo
 
 def test_a_version_that_was_unloaded_is_loaded_before_it_sees_a_request_again(box):
     for label in ("1", "2"):
-        box.model_file(label).write_bytes(faulty_models.slow_to_warm_up(label, 2_000))
+        box.model_file(label).write_bytes(faulty_models.slow_to_warm_up(label, 700))
     box.up()
     with box.traffic() as traffic:
         assert box.run("canary", "ramp", box.manifest(canary=LONG), "--detach").code == 0

@@ -5,14 +5,17 @@ import hashlib
 import json
 import math
 import platform
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import faulty_models
 import pytest
 from bench_worker import row
+from service_rig import wait_for
 
 from deployctl.errors import InvalidError
 from deployctl.serving.model import Model, ModelFailure
@@ -167,3 +170,27 @@ def test_a_claim_that_does_not_hold_on_zeros_is_not_held_against_later_answers(s
     """Exporters write dimensions that they have seen once; such a model goes on answering."""
     bench = start(faulty_models.claims_one_more())
     assert bench.ask(ROW).status == 200
+
+
+def test_a_worker_lets_others_go_first_while_its_inferences_take_long(start):
+    if tuple(map(int, platform.release().split(".")[:2])) < (6, 12):
+        pytest.skip("an older kernel has one length of turns for all")
+    bench = start(faulty_models.hanging_on_negative_rows())
+    said = Path(f"/proc/{bench.process.pid}/sched")
+    if not said.exists() or "se.slice" not in said.read_text():
+        pytest.skip("this kernel does not say how long a turn is")
+
+    def turn():
+        return int(re.search(r"(?m)^se\.slice +: +(\d+)", said.read_text())[1])
+
+    def answered():
+        connection.send(ROW)
+        assert connection.receive(1)[0].status == 200
+        return True
+
+    connection, short = bench.connect(), 200_000
+    assert turn() == short
+    connection.send(NEGATIVE, deadline=time.monotonic() + 2.0)
+    wait_for(lambda: turn() > short, what="longer turns")
+    assert connection.receive(1)[0].status == 504
+    wait_for(lambda: answered() and turn() == short, what="short turns again")
