@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "core.rollout": ({"core"}, set()),
     "core.assignment": ({"core"}, set()),
     "core.service": ({"core"}, set()),
-    "wire": ({"core", "errors"}, {"msgspec", "numpy", "h11", "httpx"}),
+    "wire": ({"core", "errors"}, {"msgspec", "numpy", "simdjson", "h11", "httpx"}),
     "manifest": ({"core", "errors"}, {"yaml", "pydantic", "pydantic_core"}),
     "reserve": (set(), set()),
     "journal": ({"core", "errors", "durable", "reserve"}, set()),

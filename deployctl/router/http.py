@@ -211,7 +211,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
-        if self._request is None and not self._backlog and not self._stalled and len(data) <= _SLICE:
+        at_once = len(data) <= _SLICE or len(data) <= self._message.left
+        if self._request is None and not self._backlog and not self._stalled and at_once:
             self._feed(data)
             if self._ready or self._refusal:
                 self._advance()
@@ -328,7 +329,8 @@ class Connection(asyncio.Protocol):
             elif self._refusal is not None:
                 self._refuse(self._refusal)
             elif self._backlog:
-                piece, self._backlog = self._backlog[:_SLICE], self._backlog[_SLICE:]
+                size = max(_SLICE, self._message.left)
+                piece, self._backlog = self._backlog[:size], self._backlog[size:]
                 self._feed(piece)
             else:
                 break
@@ -488,11 +490,13 @@ class Connection(asyncio.Protocol):
             raise _Refused(501, "Transfer-Encoding knows chunked only")
         if self._parser.should_upgrade() or (message.old and length is None):
             raise _Refused(400, "a body whose end is not certain")
+        message.left = int(length or 0)
         self._deadline = self._now + self._limits.patience
 
     def on_body(self, body: bytes) -> None:
         message = self._message
         message.received += len(body)
+        message.left -= len(body)
         self._all.arriving_bytes += len(body)
         if message.received > self._limits.body_bytes:
             raise _Refused(413, f"the body is larger than {self._limits.body_bytes} bytes")
@@ -533,6 +537,7 @@ class _Message(msgspec.Struct):
     fed: int = 0  # bytes read while the head is not complete, up to a slice too many
     count: int = 0
     received: int = 0
+    left: int = 0  # of a body whose length is known: what comes until then is no next request
     complete: bool = False  # the head is
     continue_due: bool = False
     old: bool = False  # HTTP/1.0
