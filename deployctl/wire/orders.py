@@ -74,7 +74,7 @@ class LabelPost(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, tag="batch", frozen=True):
-    """Raw outcomes in columns of equal length, at most 10 ms old, and the labels posted meanwhile.
+    """Raw outcomes in columns of equal length, at most 20 ms old, and the labels posted meanwhile.
 
     `watermark` is the start of the oldest request still in flight (CLOCK_MONOTONIC seconds; the time of sending when
     there is none): every request that started before it is in this batch or an earlier one. Numeric columns are the
