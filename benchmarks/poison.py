@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ SECONDS = 3.0
 
 TARGET = 1.05
 REFUSED = "other-datatype"
-NOTHING, SOUND = "nothing", "2"
+NOTHING, BURNER, SOUND = "nothing", "a process of somebody else that burns a processor", "2"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ class Bench:
         if poison == NOTHING:
             window = _untouched()
             return window.begins, NOTHING, window
+        if poison == BURNER:
+            with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as burner:
+                time.sleep(WARM_UP)
+                window = _untouched()
+                burner.kill()
+            return window.begins, NOTHING, window
         manifest = self.box.manifest(poison, canary=CANARY)
         with AdminClient(self.box.home.admin_socket, "m") as client:
             before = len(client.get("/v1/history")["rollouts"])
@@ -126,7 +133,7 @@ def measure(kinds: list[str], pairs: int, rate: float) -> list[Number]:
         box = Box(Path(folder))
         try:
             bench = Bench(box.up(), rate)
-            for kind in (NOTHING, SOUND, *kinds):
+            for kind in (NOTHING, BURNER, SOUND, *kinds):
                 if kind in POISONS:
                     box.model_file(kind).write_bytes(POISONS[kind]())
                 number = Number(f"p99 beside {'a sound candidate' if kind == SOUND else kind}", None)

@@ -32,15 +32,20 @@ MANY, ONE = 64, 1
 
 @dataclass(frozen=True)
 class Target:
-    """`deployctl`'s number over that of `beside` in the same repetition; the median must reach `least`."""
+    """The number of `of` over that of `beside` in the same repetition; the median must reach `least`. For latencies it is the other way
+    round, so that more is better.
+    """
 
     workload: str
     beside: str
     least: float
     what: str = "rps"
+    of: str = stacks.OURS
 
     def ratio(self, ours: load.Window, theirs: load.Window) -> float:
-        return ours.rps / theirs.rps if self.what == "rps" else theirs.p50 / ours.p50
+        if self.what == "rps":
+            return ours.rps / theirs.rps
+        return theirs.p50 / ours.p50 if self.what == "p50" else theirs.p99 / ours.p99
 
 
 TARGETS = (
@@ -51,6 +56,8 @@ TARGETS = (
     Target("tab-json", "Envoy + 2 MLServer", 8, "p50"),
     Target("tab-json", "Envoy + 2 FastAPI", 4, "p50"),
     Target("tab-json", "nginx + 2 FastAPI", 2, "p50"),
+    Target("tab-json", stacks.SINGLE, 1 / 1.05, "p99"),
+    Target("tab-json", stacks.SINGLE, 1 / 1.25, "p99", of=stacks.SHADOWED),
     Target("tab-json", BARE, 0.35),
     Target("conv-json", BARE, 0.40),
     Target("conv-binary", BARE, 0.70),
@@ -90,7 +97,7 @@ def main() -> int:
                 # The order changes, so that nobody always comes after the same neighbour.
                 order = chosen if repetition % 2 else chosen[::-1]
                 for stack in order:
-                    if stack.name in missing or (name.endswith("binary") and not stack.binary):
+                    if stack.name in missing or not _fits(stack, name):
                         continue
                     try:
                         _measure(
@@ -172,16 +179,17 @@ def _bare(workload: Workload, seconds: float) -> load.Window:
 
 def _rows(cells: dict[str, dict[str, Cell]]) -> Iterator[dict[str, object]]:
     for target in TARGETS:
-        ours, theirs = (cells.get(target.workload, {}).get(name) for name in (stacks.OURS, target.beside))
+        ours, theirs = (cells.get(target.workload, {}).get(name) for name in (target.of, target.beside))
         if ours is None or theirs is None:
             continue
-        windows = ("many" if target.what == "rps" else "one",) * 2
-        pairs = list(zip(getattr(ours, windows[0]), getattr(theirs, windows[1]), strict=False))
+        windows = "one" if target.what == "p50" else "many"
+        pairs = list(zip(getattr(ours, windows), getattr(theirs, windows), strict=False))
         if not pairs:
             continue
         ratios = sorted(target.ratio(*pair) for pair in pairs)
         yield {
             "workload": target.workload,
+            "of": target.of,
             "beside": target.beside,
             "what": target.what,
             "median": statistics.median(ratios),
@@ -201,15 +209,39 @@ def _table(
         for stack, cell in of.items():
             if cell.many:
                 yield _line(stack, cell)
+        if stacks.OURS in of and of[stacks.OURS].many:
+            yield from _stages(of[stacks.OURS].many)
     yield ""
     for row in rows:
-        words = "requests/s over" if row["what"] == "rps" else "p50 of one caller, better than"
+        words = {"rps": "requests/s over", "p50": "p50 of one caller, better than", "p99": "p99, beside"}[
+            str(row["what"])
+        ]
         yield (
-            f"{row['workload']:<12}{words:<31}{row['beside']:<22} x{row['median']:.3g} "
+            f"{row['workload']:<12}{row['of']:<24}{words:<31}{row['beside']:<22} x{row['median']:.3g} "
             f"[{row['low']:.3g}-{row['high']:.3g}] at least {row['least']:g}  {'ok' if row['holds'] else 'MISSED'}"
         )
     for stack, reason in missing.items():
         yield f"not measured: {stack}: {reason}"
+
+
+def _stages(windows: list[load.Window]) -> Iterator[str]:
+    """Where the time of a request goes: each process, itself and in the kernel for it. The sum is what the core had for each."""
+    yield f"  {'where a request goes':<22}{'itself µs':>10}{'kernel µs':>11}"
+    total = 0.0
+    for name in sorted({name for window in windows for name in window.stages}):
+        user, system = (
+            statistics.median(window.stages.get(name, (0.0, 0.0))[place] for window in windows)
+            for place in (0, 1)
+        )
+        total += user + system
+        yield f"  {name:<22}{user:>10.1f}{system:>11.1f}"
+    yield f"  {'all':<22}{total:>10.1f}; the core had {statistics.median(1e6 / window.rps for window in windows):.1f} for each"
+
+
+def _fits(stack: stacks.Stack, workload: str) -> bool:
+    return (stack.binary or not workload.endswith("binary")) and (
+        stack.pictures or workload.startswith("tab")
+    )
 
 
 def _line(stack: str, cell: Cell) -> str:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.dataplane.models import Workload
@@ -23,13 +23,16 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 @dataclass(frozen=True)
 class Window:
-    """What wrk saw in one window. Latencies in ms; `cpu` in µs of all processes of the stack for each request."""
+    """What wrk saw in one window. Latencies in ms; `cpu` in µs of all processes of the stack for each request, `stages` by program, in it
+    and in the kernel for it.
+    """
 
     rps: float
     p50: float
     p99: float
     failed: int
     cpu: float
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def script(workload: Workload, directory: Path) -> Path:
@@ -49,15 +52,19 @@ def window(url: str, workload: Workload, connections: int, seconds: float) -> Wi
     with tempfile.TemporaryDirectory() as directory:
         lua = script(workload, Path(directory))
         command = ["taskset", "-c", str(CALLERS), "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s"]
-        before = processor_seconds()
+        before = processor_time()
         said = subprocess.run(
             [*command, "--latency", "-s", str(lua), url], capture_output=True, text=True, check=True
         ).stdout
-        used = processor_seconds() - before
+        after = processor_time()
+    used = {
+        name: (user - before.get(name, (0.0, 0.0))[0], system - before.get(name, (0.0, 0.0))[1])
+        for name, (user, system) in after.items()
+    }
     return _read(said, used)
 
 
-def _read(said: str, used: float) -> Window:
+def _read(said: str, used: dict[str, tuple[float, float]]) -> Window:
     requests = int(_found(r"(\d+) requests in", said))
     failed = sum(int(number) for number in re.findall(r"(?:connect|read|write|timeout) (\d+)", said))
     failed += int(_found(r"Non-2xx or 3xx responses: (\d+)", said, "0"))
@@ -66,7 +73,11 @@ def _read(said: str, used: float) -> Window:
         p50=_milliseconds(_found(r"50%\s+([\d.]+\w+)", said)),
         p99=_milliseconds(_found(r"99%\s+([\d.]+\w+)", said)),
         failed=failed,
-        cpu=used / max(requests, 1) * 1e6,
+        cpu=sum(map(sum, used.values())) / max(requests, 1) * 1e6,
+        stages={
+            name: (user / max(requests, 1) * 1e6, system / max(requests, 1) * 1e6)
+            for name, (user, system) in used.items()
+        },
     )
 
 
@@ -108,17 +119,20 @@ def pinned() -> list[int]:
     return found
 
 
-def processor_seconds() -> float:
-    """User and system time that the processes of the stack have used."""
-    ticks = 0
+def processor_time() -> dict[str, tuple[float, float]]:
+    """Seconds that the processes of the stack have used, themselves and in the kernel, by program (ours by module)."""
+    used: dict[str, tuple[float, float]] = {}
     for process in pinned():
         try:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+            words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
         except OSError:
             continue
         if fields[0] != "Z":
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / _TICKS
+            name = next((word for word in words if word.startswith("deployctl.")), Path(words[0]).name)
+            user, system = used.get(name, (0.0, 0.0))
+            used[name] = (user + int(fields[11]) / _TICKS, system + int(fields[12]) / _TICKS)
+    return used
 
 
 def memory() -> float:

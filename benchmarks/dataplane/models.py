@@ -28,9 +28,9 @@ class Workload:
     expected: Array
 
 
-def tab() -> bytes:
+def tab(hidden: tuple[int, int] = (64, 32)) -> bytes:
     """30 features, two hidden layers of 64 and 32, two classes: a table's row, 17 kB."""
-    sizes = [30, 64, 32, 2]
+    sizes = [30, *hidden, 2]
     nodes, weights, name = [], [], "x"
     random = np.random.default_rng(1)
     for layer, (wide, narrow) in enumerate(pairwise(sizes)):
@@ -92,9 +92,12 @@ def marked(content: bytes, mark: str) -> bytes:
 
 
 def workloads(directory: Path) -> dict[str, Workload]:
-    """`tab-json`, `conv-json` and `conv-binary`; writes each model as NAME-1.onnx and, with other bytes, NAME-2.onnx."""
+    """`tab-json`, `conv-json` and `conv-binary`; writes each model as NAME-1.onnx and, with other bytes, NAME-2.onnx;
+    tab-slow.onnx takes the same rows ten times as long.
+    """
     import onnxruntime  # noqa: PLC0415 - the bodies alone need none
 
+    (directory / "tab-slow.onnx").write_bytes(tab((640, 320)))
     found = {}
     for name, content, shape in (("tab", tab(), (1, 30)), ("conv", conv(), (1, 3, 64, 64))):
         for version in ("1", "2"):

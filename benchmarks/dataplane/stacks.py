@@ -59,11 +59,15 @@ class Stack:
     parts: tuple[str, ...]
     split: bool = True
     binary: bool = False
+    pictures: bool = True
 
 
 OURS = "deployctl"
+SINGLE, SHADOWED = "deployctl, one version", "deployctl + slow shadow"
 STACKS = (
     Stack(OURS, (), binary=True),
+    Stack(SINGLE, (), split=False, binary=True),
+    Stack(SHADOWED, (), split=False, pictures=False),
     Stack("nginx + 2 deployctl", ("nginx",), binary=True),
     Stack("nginx + 2 FastAPI", ("nginx", "fastapi")),
     Stack("HAProxy + 2 FastAPI", ("haproxy", "fastapi")),
@@ -123,7 +127,7 @@ def running(stack: Stack, workload: Workload) -> Iterator[str]:
     with ExitStack() as life, tempfile.TemporaryDirectory(prefix="dctl-bench") as directory:
         life.callback(_end_all)
         url = _start(stack, workload, Path(directory)) + INFER
-        _wait_for_answer(url, workload, exact=stack.name == OURS)
+        _wait_for_answer(url, workload, exact=not stack.parts)
         yield url
 
 
@@ -131,8 +135,9 @@ def _start(stack: Stack, workload: Workload, directory: Path) -> str:
     kinds = {"deployctl": _deployctl, "FastAPI": _fastapi, "MLServer": _mlserver}
     proxies = {"nginx": _nginx, "HAProxy": _haproxy, "Envoy": _envoy}
     alone = {"KServe": "kserve", "LitServe": "litserve", "Ray Serve": "ray"}
-    if stack.name == OURS:
-        return f"http://127.0.0.1:{_deployctl(workload, directory, 1, split=True)}"
+    if stack.name in {OURS, SINGLE, SHADOWED}:
+        port = _deployctl(workload, directory, 1, split=stack.split, shadowed=stack.name == SHADOWED)
+        return f"http://127.0.0.1:{port}"
     if " + 2 " in stack.name:
         proxy, _, kind = stack.name.partition(" + 2 ")
         ports = [kinds[kind](workload, directory, number) for number in (1, 2)]
@@ -210,8 +215,12 @@ def _wait_for_answer(url: str, workload: Workload, *, exact: bool) -> None:
 # ── servers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _deployctl(workload: Workload, directory: Path, number: int, *, split: bool = False) -> int:
-    """Ours as it is: limits, assignment, outcomes and the prediction log on; a canary at 5 % that stays there where it splits."""
+def _deployctl(
+    workload: Workload, directory: Path, number: int, *, split: bool = False, shadowed: bool = False
+) -> int:
+    """Ours as it is: limits, assignment, outcomes and the prediction log on; a canary at 5 % that stays there where it splits, or a
+    shadow of all requests that takes ten times as long.
+    """
     port = _free_port()
     home = directory / f"deployctl-{number}"
     second = workload.file.with_name(workload.file.name.replace("-1.", "-2."))
@@ -227,6 +236,12 @@ def _deployctl(workload: Workload, directory: Path, number: int, *, split: bool 
             "strategy": {"canary": {"steps": [{"setWeight": 5}], "minDwell": "10h", "stepTimeout": "20h"}},
             "analysis": {"metrics": metrics},
         }
+    if shadowed:
+        spec |= {
+            "candidate": {"version": "2", "uri": str(workload.file.with_name("tab-slow.onnx"))},
+            "strategy": {"shadow": {"maxDuration": "20h"}},
+            "analysis": {"metrics": [{"name": "error-rate", "margin": "0.5%"}]},
+        }
     manifest = {
         "apiVersion": "deployctl/v1",
         "kind": "Rollout",
@@ -238,6 +253,8 @@ def _deployctl(workload: Workload, directory: Path, number: int, *, split: bool 
     _run_deployctl(home, "up", str(file), "--detach")
     if split:
         _run_deployctl(home, "canary", "ramp", str(file), "--detach")
+    if shadowed:
+        _run_deployctl(home, "shadow", str(file), "--detach")
     return port
 
 

@@ -24,7 +24,9 @@ ROWS = [[1.0 if column == row else 0.0 for column in range(4)] for row in range(
 
 def body_of(row):
     """A request for this row of four numbers."""
-    return json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": row}]}).encode()
+    return json.dumps(
+        {"inputs": [{"name": "x", "shape": [1, len(row)], "datatype": "FP32", "data": row}]}
+    ).encode()
 
 
 BODIES = [body_of(row) for row in ROWS]
