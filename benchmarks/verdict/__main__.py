@@ -47,8 +47,8 @@ def _full(served: dict[str, dict[str, float]]) -> dict[str, Target]:
 
 SHORT: dict[str, Target] = {
     "exact": lambda _p, _n: [guarantees.exactness(300), guarantees.blocks_agree()],
-    "M1": lambda p, _n: guarantees.m1(p, 150),
-    "M2": lambda p, _n: guarantees.m2(p, 150),
+    "M1": lambda p, _n: guarantees.m1(p, 100),
+    "M2": lambda p, _n: guarantees.m2(p, 100),
 }
 
 

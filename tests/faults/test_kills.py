@@ -158,17 +158,6 @@ def test_a_rollback_waits_for_a_controller_that_is_stopped_and_traffic_flows_mea
     assert box.status()["phase"] == "rolled_back"
 
 
-def test_a_rollback_that_no_router_confirms_is_4_and_holds_when_the_router_wakes_up(box):
-    assert box.run("canary", "ramp", box.manifest(canary={"minDwell": "60s"}), "--detach").code == 0
-    box.wait_for_event("climbed", 0)
-    (router,) = wait_for(lambda: (s := box.status())["weight"] == 20 and s["pids"]["routers"])
-    box.kill(router, signal.SIGSTOP)
-    box.run("rollback", NAME).refused(4, "call a person")
-    assert box.events()[-1][0] == "rolled_back"
-    box.kill(router, signal.SIGCONT)
-    wait_for(lambda: box.status()["weight"] == 0, what="weight 0")
-
-
 def _kill_and_wait(box, pid):
     """SIGKILL; gives when it was sent and when the process was gone. What is in flight between the two is lost with it."""
     began = time.monotonic()
