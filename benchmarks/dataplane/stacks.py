@@ -63,7 +63,7 @@ class Stack:
 
 
 OURS = "deployctl"
-SINGLE, SHADOWED = "deployctl, one version", "deployctl + slow shadow"
+SINGLE, SHADOWED = "deployctl unsplit", "deployctl + slow shadow"
 STACKS = (
     Stack(OURS, (), binary=True),
     Stack(SINGLE, (), split=False, binary=True),

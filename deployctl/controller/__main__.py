@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,10 @@ from deployctl.store import Store
 from deployctl.traffic.builtin import RouterLink
 from deployctl.wire import admin
 from deployctl.wire.lifeline import die_with_parent
+
+
+_M_MMAP_THRESHOLD, _LARGE_ARRAY = -3, 256 * 1024
+"""Of malloc.h, and bytes."""
 
 
 class Api:
@@ -299,8 +305,18 @@ def _announce(link: SupervisorLink, status: dict[str, Any]) -> None:
     link.say(line, {**told, "pid": status["pids"]["supervisor"], "state": "started"})
 
 
+def _give_large_arrays_back() -> None:
+    """Has the C library map each large array by itself, so that its memory goes back to the system with it.
+
+    glibc does so until one is freed, and then keeps the next ones in its heap: that was twice as large, and grew in holes between them.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY)
+
+
 def main() -> None:
     """Entry point; the supervisor gives every argument."""
+    _give_large_arrays_back()
     die_with_parent()
     go_on_without_a_log()
     parser = argparse.ArgumentParser(prog="deployctl.controller")
