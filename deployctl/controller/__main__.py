@@ -40,7 +40,6 @@ from deployctl.traffic.builtin import RouterLink
 from deployctl.wire import admin
 from deployctl.wire.lifeline import die_with_parent
 
-
 _M_MMAP_THRESHOLD, _LARGE_ARRAY = -3, 256 * 1024
 """Of malloc.h, and bytes."""
 
