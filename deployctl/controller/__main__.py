@@ -218,7 +218,7 @@ async def _control(
     controller.traffic = traffic
     await traffic.listen(socket.socket(fileno=given.orders_fd))
     commands = Commands(controller, link)
-    link.on_hang_up = commands.read_again
+    link.when_hung_up(commands.read_again)
     renewal = Renewal(controller, link, traffic, commands.router_settings)
     api = Api(controller, commands, link, renewal, given.address)
     admin.serve(socket.socket(fileno=given.admin_fd), api.handle)

@@ -15,7 +15,9 @@ from deployctl.wire.credentials import Tokens, read_file, read_secret, server_co
 
 
 def keep(home: ServiceHome, spec: Mapping[str, Any]) -> None:
-    """Read what `spec.service` names and keep it. Raises InvalidError and UnavailableError; the copies of before stay then."""
+    """Read what `spec.service` names and keep it; what it does not name is kept no longer. Raises InvalidError and UnavailableError, and the
+    copies of before stay.
+    """
     tls, tokens = spec.get("tls"), spec.get("tokens")
     listed = None
     if tokens is not None:
@@ -34,3 +36,6 @@ def keep(home: ServiceHome, spec: Mapping[str, Any]) -> None:
         home.keep_private(home.tls, both, check)
     if listed is not None:
         home.keep_private(home.tokens, listed)
+    for name, path in ((tls, home.tls), (tokens, home.tokens)):
+        if name is None:
+            path.unlink(missing_ok=True)

@@ -72,8 +72,8 @@ class SupervisorLink(asyncio.Protocol):
         self.pids: dict[str, Any] = {"supervisor": 0, "routers": []}
         self.proven: dict[str, Mapping[str, Any]] = {}
         self.takeover = Takeover()
-        self.on_hang_up: Callable[[], bool] = lambda: False
-        """Somebody sent SIGHUP; says whether the routers have something to read again."""
+        self._read_again: Callable[[], bool] | None = None
+        self._hung_up = False
         self._told = asyncio.Event()
         self._rehearsal: asyncio.Future[dict[str, Any]] | None = None
         self._in_force: list[int] = []
@@ -157,6 +157,11 @@ class SupervisorLink(asyncio.Protocol):
         """Have the supervisor become the release of this interpreter, which has rehearsed it. Our end comes with that."""
         self._send({"become": python})
 
+    def when_hung_up(self, read_again: Callable[[], bool]) -> None:
+        """What is to be done at SIGHUP, also at one that came before this; it says whether the routers have something to read again."""
+        self._read_again = read_again
+        self._hang_up()
+
     def say(self, line: str, document: dict[str, Any]) -> None:
         """Have the supervisor tell whoever started the service, in a line or as a document."""
         self._send({"say": line, "document": document})
@@ -177,7 +182,8 @@ class SupervisorLink(asyncio.Protocol):
                 if self._rehearsal is not None and not self._rehearsal.done():
                     self._rehearsal.set_result(message["rehearsal"])
             elif "hang_up" in message:
-                self._send({"hung_up": self.on_hang_up()})
+                self._hung_up = True
+                self._hang_up()
             else:
                 self._take(message)
 
@@ -197,6 +203,11 @@ class SupervisorLink(asyncio.Protocol):
         self.pids = state
         self._told.set()
         self._on_change()
+
+    def _hang_up(self) -> None:
+        if self._hung_up and self._read_again is not None:
+            self._hung_up = False
+            self._send({"hung_up": self._read_again()})
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._transport is not None
