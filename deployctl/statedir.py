@@ -235,6 +235,14 @@ class ServiceHome:
         except OSError as error:
             raise _unavailable(path, "cannot be written", error) from error
 
+    def forget_private(self, path: Path) -> None:
+        """No such file any more, if there was one. Raises UnavailableError."""
+        try:
+            if path.exists():
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unavailable(path, "cannot be removed", error) from error
+
     def lock(self) -> ServiceLock:
         """Become the one process that may run this service; makes the directories, the sockets' own included.
 

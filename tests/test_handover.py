@@ -20,7 +20,7 @@ def handover(*descriptors: int) -> Handover:
     lock, data, admin, orders = descriptors or (3, 4, 5, 6)
     worker = Held(12, {"id": "a", "version": "1"}, "ready", {"ready": {}}, 2)
     return Handover(
-        "0.1.0", 1, 7, lock, data, admin, orders, Held(10), Held(11, {"timeout": 1}), [worker], []
+        "0.1.0", 1, 7, lock, data, admin, orders, Held(10), [Held(11, {"timeout": 1})], [worker], []
     )
 
 
@@ -32,6 +32,14 @@ def test_a_release_that_leaves_more_is_understood() -> None:
     document = asdict(handover()) | {"added_later": 1}
     document["workers"][0]["added_later"] = 2
     assert decoded(json.dumps(document).encode()) == handover()
+
+
+@pytest.mark.parametrize("router", [Held(11, {"timeout": 1}), None])
+def test_a_release_that_knows_of_one_router_only_is_understood(router: Held | None) -> None:
+    document = asdict(handover())
+    del document["routers"]
+    document["router"] = asdict(router) if router else None
+    assert decoded(json.dumps(document).encode()).routers == ([router] if router else [])
 
 
 @pytest.mark.parametrize("letter", [b"", b"{}", b"[]", b'{"format": 1}', json.dumps({"format": 2}).encode()])

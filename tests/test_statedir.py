@@ -356,7 +356,7 @@ def test_the_key_for_inputs_is_made_once_and_is_the_owners_only(home: ServiceHom
 
 
 def test_a_key_that_cannot_be_made_is_said_with_its_path(home: ServiceHome) -> None:
-    with pytest.raises(UnavailableError, match=r"input\.key: cannot be made"):
+    with pytest.raises(UnavailableError, match=r"input\.key: cannot be written"):
         home.make_input_key()
 
 
@@ -367,7 +367,7 @@ def test_a_key_that_does_not_reach_the_disk_leaves_nothing_behind(home: ServiceH
         raise OSError(errno.EIO, "no")
 
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(UnavailableError, match=r"input\.key: cannot be made"):
+    with pytest.raises(UnavailableError, match=r"input\.key: cannot be written"):
         home.make_input_key()
     assert [path.name for path in home.path.iterdir() if "input" in path.name] == []
 

@@ -38,4 +38,4 @@ def keep(home: ServiceHome, spec: Mapping[str, Any]) -> None:
         home.keep_private(home.tokens, listed)
     for name, path in ((tls, home.tls), (tokens, home.tokens)):
         if name is None:
-            path.unlink(missing_ok=True)
+            home.forget_private(path)

@@ -259,3 +259,14 @@ def test_another_certificate_file_is_another_service(secured):
     secured.up()
     secured.service = secured.service | {"tokens": "elsewhere.txt"}
     secured.run("up", secured.manifest(), "--detach").refused(7, "tokens")
+
+
+def test_what_is_not_wanted_any_more_is_not_kept_either(secured):
+    secured.up()
+    assert secured.home.tls.exists()
+    assert secured.run("down", NAME).code == 0
+    secured.service = {}
+    secured.up()
+    assert not secured.home.tls.exists()
+    assert not secured.home.tokens.exists()
+    assert httpx.post(secured.url + INFER, content=BODIES[0]).status_code == 200
