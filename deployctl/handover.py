@@ -184,7 +184,10 @@ def taken(descriptor: int) -> Handover:
 
 
 def encoded(handover: Handover) -> bytes:
-    return json.dumps(asdict(handover)).encode()
+    document = asdict(handover)
+    if len(handover.routers) < 2:  # a release that knows of one only can take over as well
+        document["router"] = document["routers"][0] if document["routers"] else None
+    return json.dumps(document).encode()
 
 
 def decoded(data: bytes) -> Handover:

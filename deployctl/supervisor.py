@@ -330,7 +330,10 @@ class Supervisor:
             self._hung_up = False
             for router in self._all_routers if message["hung_up"] else ():
                 if router.pid and not router.of_before:  # another release may take it for the end
-                    os.kill(router.pid, signal.SIGHUP)
+                    with contextlib.suppress(
+                        ProcessLookupError
+                    ):  # it has just ended; the next one reads them anyway
+                        os.kill(router.pid, signal.SIGHUP)
 
     def _hang_up(self) -> None:
         """SIGHUP: the controller reads what lies in files again, and then the routers do; with the next one where there is none now."""

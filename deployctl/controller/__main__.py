@@ -216,6 +216,8 @@ async def _control(
     controller.adopt(link.ready)
     traffic = RouterLink(given.fence, controller.on_batch, controller.wake, controller.on_router_gone)
     controller.traffic = traffic
+    traffic.running = lambda: link.pids["routers"]
+    traffic.expect(link.pids["routers"])
     await traffic.listen(socket.socket(fileno=given.orders_fd))
     commands = Commands(controller, link)
     link.when_hung_up(commands.read_again)
@@ -225,7 +227,7 @@ async def _control(
     takes_over = given.fence > 1 and controller.service is not None
     await commands.up(None if takes_over else _read(given.manifest), given.manifest)
     ticking = asyncio.get_running_loop().create_task(_tick(controller, renewal))
-    await _until_serving(controller, link, ended)
+    await _until_serving(controller, link, traffic, ended)
     api.serving.set()
     watching = asyncio.get_running_loop().create_task(api.labels.watch())
     if given.fence == 1:
@@ -284,12 +286,14 @@ async def _tick(controller: Controller, renewal: Renewal) -> None:
         await asyncio.sleep(TICK_SECONDS)
 
 
-async def _until_serving(controller: Controller, link: SupervisorLink, ended: asyncio.Event) -> None:
+async def _until_serving(
+    controller: Controller, link: SupervisorLink, traffic: RouterLink, ended: asyncio.Event
+) -> None:
     """Until a router does what was asked. Raises what keeps the live version from being loaded."""
     assert controller.service is not None
     live = controller.service.live
     assert live is not None
-    while controller.traffic.confirmed is None and not ended.is_set():
+    while traffic.agreed is None and not ended.is_set():
         controller.act(time.monotonic())
         worker = None if live == HUMAN else link.workers.get(controller.settings_id(live))
         if worker is not None and (reason := link.failure(worker.id)) and not controller.serves(live):

@@ -15,8 +15,8 @@ from deployctl.wire.credentials import Tokens, read_file, read_secret, server_co
 
 
 def keep(home: ServiceHome, spec: Mapping[str, Any]) -> None:
-    """Read what `spec.service` names and keep it; what it does not name is kept no longer. Raises InvalidError and UnavailableError, and the
-    copies of before stay.
+    """Read what `spec.service` names and keep it; what it does not name is kept no longer. Raises InvalidError, and the
+    copies of before stay, and UnavailableError where one cannot be written or removed.
     """
     tls, tokens = spec.get("tls"), spec.get("tokens")
     listed = None

@@ -839,8 +839,10 @@ class Controller:
         """Events of a rollout as they happen, from after this number until the rollout is finished."""
         while True:
             news = self._news
-            story = await self.story(rollout_id)
-            for event, state in [*story]:
+            story = [
+                *await self.story(rollout_id)
+            ]  # as it is now: what comes while it is told is told in the next round
+            for event, state in story:
                 if event.seq > after:
                     after = event.seq
                     yield event, state

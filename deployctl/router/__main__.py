@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import gc
 import resource
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import msgspec
 import uvloop
@@ -26,13 +29,14 @@ from deployctl.router.heir import Heir, Successor
 from deployctl.router.http import Connections
 from deployctl.router.orders import OrdersLink
 from deployctl.router.server import Server, Settings
-from deployctl.wire.credentials import load_chain, read_tokens, server_context
+from deployctl.wire.credentials import read_tokens, server_context
 from deployctl.wire.lifeline import die_with_parent
 from deployctl.wire.priority import take_short_turns
 
 _LAST_BATCH = 1.0  # seconds for the controller to confirm the last outcomes
 _LAST_REQUEST = 1.0  # seconds in which an idle caller may still send one, and is answered, before its connection is closed
 _LOOK = 0.005
+_OUT_OF_FILES = 0.1  # seconds until callers are let in again
 
 
 def main() -> None:
@@ -102,17 +106,30 @@ class Door:
         self._server = server
         self._tls, self._tokens = (Path(name) if name else None for name in (settings.tls, settings.tokens))
         self.context = server_context(self._tls, self._tls) if self._tls else None
+        self._current = self.context
+        if self.context is not None:
+            # A context keeps a certificate of each type of key, so a new one in it might leave the old one in use: each has its own.
+            self.context.sni_callback = self._show_current
         server.tokens = read_tokens(self._tokens) if self._tokens else None
 
     def read_again(self) -> None:
         """For connections and requests from now on; what cannot be read stays as it was."""
-        try:
-            if self.context is not None and self._tls is not None:
-                load_chain(self.context, self._tls, self._tls)
-            if self._tokens is not None:
-                self._server.tokens = read_tokens(self._tokens)
-        except InvalidError as error:
-            sys.stderr.write(f"deployctl: {error}; those before stay in use\n")
+        for read in (self._read_certificate, self._read_tokens):
+            try:
+                read()
+            except InvalidError as error:
+                sys.stderr.write(f"deployctl: {error}; what was there before stays in use\n")
+
+    def _read_certificate(self) -> None:
+        if self._tls is not None:
+            self._current = server_context(self._tls, self._tls)
+
+    def _read_tokens(self) -> None:
+        if self._tokens is not None:
+            self._server.tokens = read_tokens(self._tokens)
+
+    def _show_current(self, caller: Any, _name: str | None, _context: ssl.SSLContext) -> None:
+        caller.context = self._current
 
 
 async def _listen(
@@ -132,7 +149,10 @@ async def _listen(
     def accept() -> None:
         try:
             caller, _ = listener.accept()
-        except OSError:  # another router was quicker, or the caller is gone again
+        except OSError as error:  # another router was quicker, or the caller is gone again
+            if error.errno in {errno.EMFILE, errno.ENFILE}:  # asking at once again would take a processor
+                loop.remove_reader(listener.fileno())
+                waiting[:] = [loop.call_later(_OUT_OF_FILES, loop.add_reader, listener.fileno(), accept)]
             return
         caller.setblocking(False)
         caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -141,11 +161,19 @@ async def _listen(
         )
         task = loop.create_task(welcome)
         arriving.add(task)
-        task.add_done_callback(arriving.discard)
+        task.add_done_callback(arrived)
 
+    def arrived(task: asyncio.Task[object]) -> None:
+        arriving.discard(task)
+        if not task.cancelled():
+            task.exception()  # of a handshake that failed: the caller's affair
+
+    waiting: list[asyncio.TimerHandle] = []
     loop.add_reader(listener.fileno(), accept)
 
     def stop() -> None:
+        for timer in waiting:
+            timer.cancel()
         loop.remove_reader(listener.fileno())
 
     return stop

@@ -282,6 +282,7 @@ class Connection(asyncio.Protocol):
         """Closes a connection that nothing has come on, the kernel asked as well."""
         if self._idle and self._transport is not None and not self._count_arrived():
             self._transport.close()
+            self._deadline = monotonic() + _LINGER  # whoever speaks TLS may never say goodbye in return
 
     def pass_on(self, successor: Takes) -> None:
         """Gives the connection away between two requests. Closing our descriptor then ends nothing: the successor has its own."""

@@ -44,6 +44,7 @@ from deployctl.wire.orders import HELD_UP, LabelPost, Order, Upstream
 BASELINE, CANDIDATE, NEITHER = 0, 1, -1
 _EXTENSIONS = ["binary_tensor_data"]
 _RETRY = b"retry-after: 1\r\n"
+_STRANGER = "a bearer token is needed here: Authorization: Bearer TOKEN"
 _WHO = b"www-authenticate: Bearer\r\n"
 
 
@@ -154,12 +155,15 @@ class Server:
             try:
                 route = self._find(request.target)
             except _NotFound as error:
-                client.fail(404, str(error))
+                if self._may_ask(request):
+                    client.fail(404, str(error))
+                else:
+                    client.fail(401, _STRANGER, _WHO)
                 return None
             if len(self._routes) < 64:
                 self._routes[request.target] = route
         if self.tokens is not None and not route.open and not self._may_ask(request):
-            client.fail(401, "a bearer token is needed here: Authorization: Bearer TOKEN", _WHO)
+            client.fail(401, _STRANGER, _WHO)
             return None
         handle = route.methods.get(request.method)
         if handle is None:
@@ -169,8 +173,7 @@ class Server:
         return handle(request, client, route.version)
 
     def _may_ask(self, request: Request) -> bool:
-        assert self.tokens is not None
-        return self.tokens.admit(request.headers.get(b"authorization"))
+        return self.tokens is None or self.tokens.admit(request.headers.get(b"authorization"))
 
     def _find(self, target: bytes) -> Route:
         path = target.partition(b"?")[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -52,7 +52,10 @@ class RouterLink:
     on_batch: Callable[[str, Batch], None]
     on_change: Callable[[], None]
     on_gone: Callable[[str], None]
+    running: Callable[[], Collection[int]] = lambda: ()
+    """The pids of the router processes that there are, connected or not."""
     routers: dict[str, Router] = field(default_factory=dict)
+    _owing: set[int] = field(default_factory=set)
     _order: Order | None = None
     _server: asyncio.Server | None = None
 
@@ -88,8 +91,17 @@ class RouterLink:
             total.update(router.copies_dropped)
         return dict(total)
 
+    def expect(self, pids: Collection[int]) -> None:
+        """These routers may be serving callers: nothing is confirmed before each of them has said what it does, or is gone."""
+        self._owing.update(pids)
+
     @property
     def confirmed(self) -> Split | None:
+        """The split that every router does now that serves callers; None while they differ, or one is there that does not say."""
+        return None if self._owing and self._owing & set(self.running()) else self.agreed
+
+    @property
+    def agreed(self) -> Split | None:
         """The split that every connected router does now, None while they differ or none is there."""
         splits = [router.read_back.split if router.read_back else None for router in self.routers.values()]
         return splits[0] if splits and all(split == splits[0] for split in splits) else None
@@ -121,6 +133,7 @@ class RouterLink:
     def welcome(self, router: Router) -> None:
         """A router introduced itself: it is told the whole desired traffic at once."""
         self.routers[router.name] = router
+        self._owing.discard(router.pid)
         if self._order is not None:
             router.transport.write(encode(self._order))
         self.on_change()
@@ -139,6 +152,9 @@ class RouterLink:
         """A router's connection ended."""
         if self.routers.get(router.name) is router:
             del self.routers[router.name]
+            self._owing = (self._owing & set(self.running())) | {
+                router.pid
+            }  # it serves on, unless it is gone
             self.on_gone(router.name)
             self.on_change()
 

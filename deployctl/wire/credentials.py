@@ -51,16 +51,10 @@ def read_tokens(path: Path) -> Tokens:
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """What a server takes TLS connections with: 1.2 or newer, HTTP/1.1 only. Raises InvalidError."""
+    """What a server takes TLS connections with: 1.2 or newer, HTTP/1.1 only. Raises InvalidError, which names no file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    load_chain(context, certificate, key)
-    return context
-
-
-def load_chain(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    """The certificate for connections from now on. Raises InvalidError, which names no file; nothing has changed then."""
     try:
         # Without a password of its own OpenSSL would ask whoever sits at the terminal.
         context.load_cert_chain(certificate, key, password=lambda: b"")
@@ -68,6 +62,7 @@ def load_chain(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
         words = reason.replace("_", " ").lower()
         raise InvalidError(f"no certificate and its key, in PEM and without a password ({words})") from error
+    return context
 
 
 def read_secret(path: Path) -> bytes:
@@ -83,6 +78,8 @@ def read_secret(path: Path) -> bytes:
 def read_file(path: Path) -> bytes:
     """A small file. Raises InvalidError."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would hold up whoever reads it
+            raise InvalidError(f"{path}: cannot be read: it is no regular file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:

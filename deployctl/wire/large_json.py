@@ -21,6 +21,12 @@ LARGEST = 16 * 1024 * 1024
 
 Array = NDArray[Any]
 
+KEPT = 1024 * 1024
+"""Bytes of a text after which the parser's memory, fifteen times as much, is given back: it counts against the worker's limit."""
+
+MOST_KEYS = 64
+"""Of an object: to find one of them takes a look at all before it."""
+
 _BUFFERS = {"f": ("d", np.float64), "i": ("i", np.int64), "u": ("u", np.uint64)}
 """How simdjson gives numbers that end as floats, as signed and as unsigned integers; by numpy's kind."""
 
@@ -41,12 +47,23 @@ def read(
     global _parser  # noqa: PLW0603 - one is kept: its memory is made once
     if not text.startswith(b"{"):
         return None
+    found = None
     try:
-        return _read(text, dtypes)
-    except (_UnsureError, ValueError, TypeError, LookupError, FloatingPointError, RuntimeError):
-        # Whatever the failed attempt still refers to would keep the parser busy.
+        found = _read(text, dtypes)
+    except (
+        _UnsureError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ):
+        _parser = simdjson.Parser()  # whatever the failed attempt still refers to would keep the old one busy
+    if len(text) > KEPT:
         _parser = simdjson.Parser()
-        return None
+    return found
 
 
 def _read(
@@ -61,9 +78,13 @@ def _read(
         if name != "inputs":
             document[name] = brackets.plain(value)
             continue
+        if not isinstance(value, simdjson.Array):
+            raise _UnsureError
         brackets.count += 1
         document[name] = inputs = []
         for tensor in value:
+            if not isinstance(tensor, simdjson.Object):
+                raise _UnsureError
             described = {}
             data = None
             for key, part in _parts(tensor):
@@ -127,9 +148,12 @@ class _Brackets:
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and values of an object, which stay simdjson's own. Raises _UnsureError for a key that comes twice."""
+    """Keys and values of an object, which stay simdjson's own. Raises _UnsureError for a key that comes twice, and for very many."""
+    if len(thing) > MOST_KEYS:
+        raise _UnsureError
     names = list(thing.keys())
-    if len(set(names)) < len(names):
+    # The library looks for a key as a C string, so one that goes on after a NUL would find another.
+    if len(set(names)) < len(names) or any("\0" in name for name in names):
         raise _UnsureError
     for name in names:
         yield name, thing[name]

@@ -75,7 +75,10 @@ def _take_turns(nanoseconds: int, thread: int) -> bool:
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None or sys.platform != "linux":
         return False
-    nice = os.getpriority(os.PRIO_PROCESS, thread)
+    try:
+        nice = os.getpriority(os.PRIO_PROCESS, thread)
+    except OSError:  # it has ended
+        return False
     attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, nanoseconds, 0, 0)
     failed: int = ctypes.CDLL(None, use_errno=True).syscall(number, thread, attributes, 0)
     return failed == 0

@@ -24,3 +24,21 @@ def test_a_rollback_that_one_router_does_not_confirm_is_4_and_holds_when_that_ro
     assert box.status()["weight"] is None, "they differ"
     box.kill(stopped, signal.SIGCONT)
     wait_for(lambda: box.status()["weight"] == 0, what="weight 0")
+
+
+def test_a_new_controller_waits_for_the_word_of_every_router_that_there_is(two_routers):
+    box = two_routers
+    first, second = box.status()["pids"]["routers"]
+    box.kill(second, signal.SIGSTOP)
+    controller = box.status()["pids"]["controller"]
+    box.kill(controller)
+    box.another_controller(controller)
+    assert set(box.status()["pids"]["routers"]) == {first, second}
+    assert box.status()["weight"] is None, "one of them says nothing"
+    box.kill(second, signal.SIGCONT)
+    wait_for(lambda: box.status()["weight"] == 0, what="the word of both")
+    box.kill(second)
+    wait_for(
+        lambda: second not in box.status()["pids"]["routers"] and box.status()["weight"] == 0,
+        what="another one's",
+    )

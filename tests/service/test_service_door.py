@@ -33,9 +33,9 @@ class Secured(Box):
         self.certify()
         self.admit(TOKEN)
 
-    def certify(self, authority=None):
-        """A new certificate; its serial number."""
-        issued = (authority or self.authority).issue_cert("127.0.0.1")
+    def certify(self, key=trustme.KeyType.ECDSA):
+        """A new certificate with a key of this type."""
+        issued = self.authority.issue_cert("127.0.0.1", key_type=key)
         write(self.folder / "box.crt", b"".join(pem.bytes() for pem in issued.cert_chain_pems), 0o644)
         write(self.folder / "box.key", issued.private_key_pem.bytes())
 
@@ -88,6 +88,8 @@ def test_callers_see_the_certificate_and_need_a_token(secured):
             ("POST", f"/v2/models/{NAME}/labels"),
             ("GET", "/v2"),
             ("DELETE", INFER),
+            ("GET", "/v2/models/another"),
+            ("GET", "/nowhere"),
         ):
             refused = nobody.request(method, path, content=BODIES[0] if method == "POST" else None)
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer"), path
@@ -145,7 +147,10 @@ def test_a_large_body_and_its_refusal_come_through(secured):
     assert b"connection: close" in said
 
 
-def test_sighup_brings_a_new_certificate_and_other_tokens_and_nobody_is_hurt(secured):
+@pytest.mark.parametrize(
+    "key", [trustme.KeyType.ECDSA, trustme.KeyType.RSA], ids=["alike", "of another type"]
+)
+def test_sighup_brings_a_new_certificate_and_other_tokens_and_nobody_is_hurt(secured, key):
     secured.up()
     before, refused = secured.serial(), []
     over = threading.Event()
@@ -160,7 +165,7 @@ def test_sighup_brings_a_new_certificate_and_other_tokens_and_nobody_is_hurt(sec
     thread = threading.Thread(target=call)
     thread.start()
     try:
-        secured.certify()
+        secured.certify(key)
         secured.admit(TOKEN, OTHER)
         os.kill(secured.supervisor, signal.SIGHUP)
         wait_for(lambda: secured.serial() != before, what="the new certificate")
@@ -222,6 +227,10 @@ def test_without_anything_to_read_sighup_is_nothing(tmp_path):
             ["box.key", "key values mismatch"],
         ),
         (lambda box: (box.folder / "tokens.txt").unlink(), ["tokens.txt", "cannot be read"]),
+        (
+            lambda box: (box.folder / "box.crt").unlink() or os.mkfifo(box.folder / "box.crt"),
+            ["box.crt", "it is no regular file"],
+        ),
         (lambda box: (box.folder / "tokens.txt").chmod(0o640), ["tokens.txt", "others may read it"]),
         (lambda box: box.admit(), ["tokens.txt", "no token in it"]),
         (lambda box: box.admit(TOKEN, "seven77"), ["tokens.txt:4", "no token"]),

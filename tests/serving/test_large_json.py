@@ -146,6 +146,13 @@ def outcome(body, worth):
 @example(b'{"inputs":[{"name":"x","shape":[1],"datatype":"INT8","data":[128]}]}')
 @example(b'{"inputs":[{"name":"x","shape":[1],"datatype":"BOOL","data":[1]}]}')
 @example(b'{"inputs":[{"name":"x","shape":[2,0],"datatype":"FP32","data":[[],[]]}]}')
+@example(b'{"inputs":[1,2,3]}')
+@example(b'{"inputs":"text ["}')
+@example(b'{"inputs":{"a":[]}}')
+@example(b'{"inputs":[[]]}')
+@example(b'{"inputs":[null]}')
+@example(b'{"inputs":{},"id":"["}')
+@example(b'{"x":[[]],"x\\u0000":1,"inputs":[{"name":"x","shape":[2],"datatype":"FP32","data":[1,[2]]}]}')
 @example(b'{"inputs":' + b"[" * 3000 + b"]" * 3000 + b"}")
 def test_both_readers_say_the_same(body):
     assert outcome(body, 0) == outcome(body, 1 << 60)
@@ -166,3 +173,20 @@ def test_a_picture_is_read_the_quick_way(monkeypatch, datatype, flat):
 
     monkeypatch.setattr(oip, "_decode_raw_body", careful)
     assert np.array_equal(oip.decode(body).inputs["x"], array)
+
+
+@pytest.mark.parametrize("where", ["", '"parameters":{'], ids=["at the top", "in the parameters"])
+def test_very_many_keys_are_left_to_the_careful_reader(where):
+    """To find one key the quick one looks at all before it: for a hundred thousand that is half a minute."""
+    keys = ",".join(f'"k{number}":0' for number in range(100_000))
+    body = "{" + where + keys + ("}" if where else "") + ',"inputs":[]}'
+    assert large_json.read(body.encode(), oip.DTYPES) is None
+
+
+def test_the_memory_of_a_very_long_text_is_given_back():
+    before = large_json._parser
+    tensor = {"name": "x", "shape": [200_000], "datatype": "FP32", "data": [0.125] * 200_000}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    assert len(body) > large_json.KEPT
+    assert large_json.read(body, oip.DTYPES) is not None
+    assert large_json._parser is not before
