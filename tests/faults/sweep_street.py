@@ -108,7 +108,7 @@ class Street:
 
     def _tell(self):
         if self._writer is not None:
-            state = {"supervisor": os.getpid(), "heard": self._heard, "routers": [os.getppid()]}
+            state = {"supervisor": os.getpid(), "heard": self._heard, "routers": []}
             state["workers"] = [worker["described"] for worker in self._workers.values()]
             self._writer.write(json.dumps(state).encode() + b"\n")
 
