@@ -316,12 +316,12 @@ class Supervisor:
 
     def _carry_out_for_routers(self, message: dict[str, Any]) -> None:
         if "router" in message and not self._routers:
-            self._start_routers(message["router"], message["count"])
+            self._start_routers(message["router"])
         if "renew" in message and any(router.of_before for router in self._routers):
             for router in self._routers:
                 router.stopping = True  # it serves on, and is not started again
             self._retiring += self._routers
-            self._start_routers(message["renew"], message["count"])
+            self._start_routers(message["renew"])
         if "in_force" in message and {router.pid for router in self._routers} <= {*message["in_force"]}:
             for router in self._retiring:
                 self._background(self._let_go(router, _patience_of(router)))
@@ -330,9 +330,8 @@ class Supervisor:
             self._hung_up = False
             for router in self._all_routers if message["hung_up"] else ():
                 if router.pid and not router.of_before:  # another release may take it for the end
-                    with contextlib.suppress(
-                        ProcessLookupError
-                    ):  # it has just ended; the next one reads them anyway
+                    # One that has just ended is followed by one that reads them anyway.
+                    with contextlib.suppress(ProcessLookupError):
                         os.kill(router.pid, signal.SIGHUP)
 
     def _hang_up(self) -> None:
@@ -351,8 +350,8 @@ class Supervisor:
                 worker.task = self._background(self._keep_worker(worker))
         self._tell()
 
-    def _start_routers(self, settings: dict[str, Any], count: int) -> None:
-        self._routers = [self._new_router(settings, place) for place in range(count)]
+    def _start_routers(self, settings: dict[str, Any]) -> None:
+        self._routers = [self._new_router(settings, place) for place in range(settings["routers"])]
         for router in self._routers:
             router.task = self._background(self._keep(router))
 

@@ -165,7 +165,7 @@ class FakeVersions:
     def forget(self, identity: str) -> None:
         self.workers.pop(identity, None)
 
-    def start_routers(self, settings: dict[str, Any], count: int) -> None:
+    def start_routers(self, settings: dict[str, Any]) -> None:
         pass
 
 

@@ -122,7 +122,8 @@ class Api:
 
     async def _no_such_rollout(self, wanted: str) -> str:
         known = ", ".join(await self._controller.history()) or "none yet"
-        return f"no rollout {wanted} of {self._controller.name}; known: {known}"
+        which = f"rollout {wanted}" if wanted else "rollout"
+        return f"no {which} of {self._controller.name}; known: {known}"
 
     async def _up(self, request: admin.AdminRequest) -> dict[str, Any]:
         message = await self._commands.up_again(_text(request, "manifest"), Path(_text(request, "path")))

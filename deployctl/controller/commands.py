@@ -99,7 +99,7 @@ class Commands:
         if text is not None:
             await self._serve(await self.read(text.encode(), path))
         controller.home.make_input_key()
-        self._supervisor.start_routers(self.router_settings(), controller.routers)
+        self._supervisor.start_routers(self.router_settings())
         controller.act(controller.monotonic())
         if text is not None:  # `up` answers for it; a controller that takes over has nobody to tell
             assert controller.service is not None
@@ -124,7 +124,7 @@ class Commands:
             "model": controller.spec["model"],
             "routing_key": key.removeprefix("header:") if key else None,
             "timeout": controller.spec["timeout"],
-            "routers": controller.routers,
+            "routers": controller.spec.get("routers", 1),
             "inputs": controller.kept["inputs"],
             "input_key": str(controller.home.input_key),
             "tls": str(controller.home.tls) if "tls" in controller.spec else None,

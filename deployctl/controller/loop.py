@@ -613,11 +613,6 @@ class Controller:
         return Unwatched(f"for {BLIND_SECONDS:g} s no answer could be written down: {blind.words}")
 
     @property
-    def routers(self) -> int:
-        """How many routers share the callers."""
-        return int(self.spec.get("routers", 1))
-
-    @property
     def unwell(self) -> str | None:
         """What is wrong with the worker of the live version, which is started again for ever; None while all is well."""
         live = self.service.live if self.service else None
@@ -839,9 +834,8 @@ class Controller:
         """Events of a rollout as they happen, from after this number until the rollout is finished."""
         while True:
             news = self._news
-            story = [
-                *await self.story(rollout_id)
-            ]  # as it is now: what comes while it is told is told in the next round
+            # As it is now: what comes while it is told is told in the next round.
+            story = [*await self.story(rollout_id)]
             for event, state in story:
                 if event.seq > after:
                     after = event.seq

@@ -41,7 +41,7 @@ class Renewal:
             return
         if not self._asked and not self._awaited():
             self._asked = True
-            self._link.renew_routers(self._settings(), self._controller.routers)
+            self._link.renew_routers(self._settings())
         if self._asked:
             self._link.in_force(self._routers.obedient)
 

@@ -125,13 +125,13 @@ class SupervisorLink(asyncio.Protocol):
         self.workers.pop(identity, None)
         self.want([settings for settings in self._asked or [] if settings["id"] != identity])
 
-    def start_routers(self, settings: dict[str, Any], count: int) -> None:
-        """Ask for the data plane: so many routers, all alike."""
-        self._send({"router": settings, "count": count})
+    def start_routers(self, settings: dict[str, Any]) -> None:
+        """Ask for the data plane: as many routers as the settings say, all alike."""
+        self._send({"router": settings})
 
-    def renew_routers(self, settings: dict[str, Any], count: int) -> None:
+    def renew_routers(self, settings: dict[str, Any]) -> None:
         """Ask for routers of this release beside those of before; asking again changes nothing."""
-        self._send({"renew": settings, "count": count})
+        self._send({"renew": settings})
 
     def in_force(self, routers: Sequence[int]) -> None:
         """Say which routers do what was ordered: those of before may end."""

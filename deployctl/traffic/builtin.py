@@ -152,9 +152,8 @@ class RouterLink:
         """A router's connection ended."""
         if self.routers.get(router.name) is router:
             del self.routers[router.name]
-            self._owing = (self._owing & set(self.running())) | {
-                router.pid
-            }  # it serves on, unless it is gone
+            # It serves on, unless it is gone.
+            self._owing = (self._owing & set(self.running())) | {router.pid}
             self.on_gone(router.name)
             self.on_change()
 

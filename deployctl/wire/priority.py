@@ -45,8 +45,7 @@ def step_back(process: int = 0) -> str:
     if not Path("/proc/self/schedstat").exists():
         return "normal"
     try:
-        # Threads that libraries start inherit it. Not SCHED_IDLE: Linux takes a processor on which such a one computes for an idle
-        # one, wakes callers and router there, and they wait (docs/decisions/0005).
+        # Threads that libraries start inherit it. Not SCHED_IDLE, which costs callers twice as much (docs/decisions/0005).
         os.setpriority(os.PRIO_PROCESS, process, _NICEST)
     except OSError:
         return "normal"
