@@ -75,12 +75,12 @@ def _header(service: str, rollout: Rollout, events: list[Event], until: float) -
 
 
 def _orders(events: list[Event]) -> Iterator[Order]:
-    """What no outcome shows: orders of people, and candidates that could not be kept loaded or watched."""
+    """What no outcome shows: orders of people, answers of webhooks, and candidates that could not be kept loaded or watched."""
     judged = {event.version for event in events if event.kind is Kind.JUDGED}
     for event in events:
         if event.kind is Kind.STARTED:
             continue
-        if event.cause is Cause.PERSON:
+        if event.cause in {Cause.PERSON, Cause.WEBHOOK}:
             yield Order(event.at, event.kind.value, event.by, event.reason, event.step)
             continue
         if event.reason.startswith(UNWATCHED):

@@ -91,7 +91,7 @@ class Boundary(msgspec.Struct):
 
 
 class Order(msgspec.Struct):
-    """What the evidence did not lead to: an order of a person, or a candidate that could not be kept loaded (`kind` unloadable; `version`
+    """What the evidence did not lead to: an order of a person, a webhook's answer, or a candidate that could not be kept loaded (`kind` unloadable; `version`
     says which of several) or watched (unwatched).
     """
 

@@ -22,7 +22,7 @@ from deployctl.core.learning import MIN_KNOWN_ANSWERS, default_margin, learn, ne
 from deployctl.core.metrics import METRICS, comparing
 from deployctl.core.outcome import CLIENT_LEFT, OUTCOME, Block, Columns, Source
 from deployctl.core.pairs import PairBlock, Pairs
-from deployctl.core.plan import Phase, Plan
+from deployctl.core.plan import HOOK, Phase, Plan
 from deployctl.core.rollout import (
     Cause,
     Event,
@@ -220,13 +220,12 @@ class Replay:
         self._course.settle(at, learned, untenable)
 
     def _obey(self, order: Order) -> None:
-        """A person's order, where it still means something."""
+        """A person's order or a webhook's answer, where it still means something."""
         kind, rollout = Kind(order.kind), self._course.rollout
         judged = self._weighing is not None and kind in {Kind.CLIMBED, Kind.PROMOTED, Kind.ROLLED_BACK}
         verdict = self._weighing.says.verdict() if self._weighing and judged and not rollout.ended else None
-        event = Event(
-            0, kind, order.at, order.by, Cause.PERSON, order.reason, step=order.step, verdict=verdict
-        )
+        cause = Cause.WEBHOOK if order.by.startswith(HOOK) else Cause.PERSON
+        event = Event(0, kind, order.at, order.by, cause, order.reason, step=order.step, verdict=verdict)
         try:
             self._course.rollout = self._record(event)
         except IllegalEventError:

@@ -161,6 +161,11 @@ class ServiceHome:
         return self.path / "input.key"
 
     @property
+    def webhooks(self) -> Path:
+        """Up to which event each webhook was told."""
+        return self.path / "webhooks.json"
+
+    @property
     def tls(self) -> Path:
         """Certificate and key in one, as they were when they were last read; see `keep_private`."""
         return self.path / "tls.pem"

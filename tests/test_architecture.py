@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "replay": ({"core", "outcome_log"}, {"numpy"}),
     "traffic": ({"core", "errors", "wire"}, {"msgspec"}),
+    "webhooks": ({"errors"}, {"httpx", "tenacity"}),
     "router": ({"core", "errors", "wire"}, {"httptools", "uvloop", "msgspec"}),
     "serving": ({"core", "errors", "wire"}, {"onnxruntime", "numpy", "uvloop", "msgspec"}),
     "controller": (
@@ -73,7 +74,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "controller.door": ({"core", "errors", "statedir", "wire.credentials"}, set()),
     # the one place where the loop is wired to the world
     "controller.__main__": (
-        {"core", "errors", "journal", "statedir", "store", "traffic", "wire"},
+        {"core", "errors", "journal", "statedir", "store", "traffic", "webhooks", "wire"},
         {"uvloop"},
     ),
     # tells the manifest loader which engines and label sources there are

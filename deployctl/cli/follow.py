@@ -127,8 +127,8 @@ def outcome(event: Document, until: Until | None) -> Exit | None:
     if phase == "rolled_back":
         verdict = event.get("verdict") or {}
         undecided = "inconclusive" in {event.get("cause"), verdict.get("result"), verdict.get("verdict")}
-        by_person = str(event.get("by") or "").startswith("person")
-        return Exit.INCONCLUSIVE if undecided and not by_person else Exit.ROLLED_BACK
+        ordered = str(event.get("by") or "").startswith(("person", "webhook:"))
+        return Exit.INCONCLUSIVE if undecided and not ordered else Exit.ROLLED_BACK
     return Exit.DONE
 
 

@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from deployctl.cli.manifests import read_manifest
+from deployctl.core.plan import HookType
 from deployctl.errors import Exit, InvalidError
 from deployctl.views.console import say, show_document
 
@@ -167,6 +168,7 @@ def _document(
             "signature_difference": found.signature,
             "class_order_difference": found.class_order,
             "batching": found.batching,
+            "webhooks": [{"name": hook.name, "type": hook.type.value} for hook in plan.hooks],
             "steps": [asdict(step) for step in steps],
             "typical_seconds": sum(step.typical for step in steps),
             "slow_seconds": sum(step.slow for step in steps),
@@ -221,6 +223,8 @@ def _lines(
             yield f"    {metric.name:<17} {_metric(metric)}"
         if step.warning:
             yield f"    warning: {step.warning}"
+    for hook in plan.hooks:
+        yield f"webhook {hook.name} {WORDS_OF_HOOKS[hook.type]}"
     if plan.strategy == "shadow":
         yield _end_of_shadow(plan)
         return
@@ -229,6 +233,18 @@ def _lines(
         "30 minutes or what the traffic asks for" if plan.step_timeout is None else _time(plan.step_timeout)
     )
     yield f"promotion after {_time(total)}, slow case {_time(slow)}; a step that shows nothing within {limit}: {plan.on_inconclusive.value}"
+
+
+WORDS_OF_HOOKS = {
+    HookType.CONFIRM_ROLLOUT: "must agree before the first step, for as long as it takes",
+    HookType.PRE_ROLLOUT: "must agree before the first step, within its time",
+    HookType.ROLLOUT: "must agree at every step, within its time",
+    HookType.CONFIRM_TRAFFIC_INCREASE: "must agree before each further weight, for as long as it takes",
+    HookType.CONFIRM_PROMOTION: "must agree before the promotion, for as long as it takes",
+    HookType.ROLLBACK: "may roll back at any time",
+    HookType.POST_ROLLOUT: "is told of the end",
+    HookType.EVENT: "is told of every event",
+}
 
 
 def _metric(metric: MetricForecast) -> str:

@@ -20,6 +20,7 @@ import uvloop
 from deployctl import __version__
 from deployctl.controller import documents, recovery
 from deployctl.controller.commands import Commands
+from deployctl.controller.hooks import Hooks
 from deployctl.controller.labels import LabelIntake
 from deployctl.controller.loop import TICK_SECONDS, Controller
 from deployctl.controller.renewal import Renewal
@@ -37,6 +38,7 @@ from deployctl.journal import Journal
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
 from deployctl.traffic.builtin import RouterLink
+from deployctl.webhooks import Caller
 from deployctl.wire import admin
 from deployctl.wire.lifeline import die_with_parent
 
@@ -53,12 +55,14 @@ class Api:
         commands: Commands,
         link: SupervisorLink,
         renewal: Renewal,
+        hooks: Hooks,
         address: str,
     ) -> None:
         self._controller = controller
         self._commands = commands
         self._link = link
         self._renewal = renewal
+        self._hooks = hooks
         self._address = address
         self.labels = LabelIntake(controller)
         self.serving = asyncio.Event()
@@ -103,7 +107,12 @@ class Api:
         }
         status = documents.status(self._controller, self._address, pids)
         release = {"release": __version__, "upgrade": self._renewal.document}
-        return {**status, "label_files": self.labels.describe(), **release}
+        return {
+            **status,
+            "label_files": self.labels.describe(),
+            "webhooks": self._hooks.describe(),
+            **release,
+        }
 
     async def _status(self, _request: admin.AdminRequest) -> dict[str, Any]:
         return self.describe()
@@ -223,19 +232,22 @@ async def _control(
     commands = Commands(controller, link)
     link.when_hung_up(commands.read_again)
     renewal = Renewal(controller, link, traffic, commands.router_settings)
-    api = Api(controller, commands, link, renewal, given.address)
+    caller = Caller()
+    hooks = Hooks(controller, caller)
+    api = Api(controller, commands, link, renewal, hooks, given.address)
     admin.serve(socket.socket(fileno=given.admin_fd), api.handle)
     takes_over = given.fence > 1 and controller.service is not None
     await commands.up(None if takes_over else _read(given.manifest), given.manifest)
     ticking = asyncio.get_running_loop().create_task(_tick(controller, renewal))
     await _until_serving(controller, link, traffic, ended)
     api.serving.set()
-    watching = asyncio.get_running_loop().create_task(api.labels.watch())
+    beside = [asyncio.create_task(work) for work in (api.labels.watch(), hooks.run())]
     if given.fence == 1:
         _announce(link, api.describe())
     await ended.wait()
-    ticking.cancel()
-    watching.cancel()
+    for task in (ticking, *beside):
+        task.cancel()
+    await caller.close()
 
 
 async def _give_up(

@@ -40,6 +40,7 @@ from deployctl.manifest.manifest import (
     label_files,
     plan,
     service_spec,
+    webhooks,
 )
 from deployctl.traffic import BACKENDS
 
@@ -211,7 +212,9 @@ class Commands:
             for candidate in candidates:
                 await self._check_candidate(baseline, candidate, self._refuse_what_may_not_begin)
             self._refuse_what_may_not_begin()
-            rollout = self._begin(desired, by, "", text, _prediction(manifest), label_files(manifest))
+            rollout = self._begin(
+                desired, by, "", text, _prediction(manifest), label_files(manifest), webhooks(manifest)
+            )
         except BaseException:
             for take_back in undo:
                 take_back()
@@ -367,6 +370,7 @@ class Commands:
         manifest: str | None,
         prediction: dict[str, Any] | None,
         labels: dict[str, Any] | None = None,
+        hooks: list[dict[str, Any]] | None = None,
     ) -> Rollout:
         controller = self._controller
         now = controller.order_time()  # first: it may be just now that the last one is finished by itself
@@ -378,7 +382,9 @@ class Commands:
         number = controller.service.begun + 1
         rollout_id = f"{controller.name}-{number}-{self.token()}"
         started = Event(0, Kind.STARTED, 0.0, by, Cause.PERSON, reason, plan=desired)
-        controller.record(rollout_id, started, manifest=manifest, prediction=prediction, labels=labels)
+        controller.record(
+            rollout_id, started, manifest=manifest, prediction=prediction, labels=labels, webhooks=hooks
+        )
         return controller.last
 
     async def rollback(self, by: str, reason: str, to: str | None) -> Changed:

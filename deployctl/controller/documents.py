@@ -8,8 +8,8 @@ from typing import Any
 
 from deployctl.controller.fold import Story
 from deployctl.controller.loop import Controller
-from deployctl.core.plan import HUMAN, OnInconclusive, Phase, Version
-from deployctl.core.rollout import Cause, Event, Kind, Rollout, step_timeout
+from deployctl.core.plan import HUMAN, HookType, OnInconclusive, Phase, Version
+from deployctl.core.rollout import Cause, Event, Kind, Rollout, hooks_to_ask, step_timeout
 from deployctl.core.verdict import MetricVerdict, Result, Verdict
 from deployctl.errors import Exit
 
@@ -26,6 +26,7 @@ _EXIT_OF_SHADOW = {
 _EXIT_OF_END = {
     Cause.EVIDENCE: Exit.ROLLED_BACK,
     Cause.PERSON: Exit.ROLLED_BACK,
+    Cause.WEBHOOK: Exit.ROLLED_BACK,
     Cause.TIME: Exit.ROLLED_BACK,
     Cause.INCONCLUSIVE: Exit.INCONCLUSIVE,
 }
@@ -292,6 +293,7 @@ def _sentence(rollout: Rollout, decided: Event | None, verdict: Verdict | None) 
         case Phase.PAUSED:
             waits = {
                 "person": "it waits for `deployctl promote`",
+                "webhook": f"it waits for {_asked(rollout)}",
                 "hold": "it holds for want of evidence and waits for a person",
                 None: "it was paused by hand",
             }[rollout.waits_for]
@@ -311,6 +313,12 @@ def _sentence(rollout: Rollout, decided: Event | None, verdict: Verdict | None) 
             return f"Version {tried} answers copies of {share} and decides nothing: {reason}."
         case _:
             return f"Version {candidate} is at {rollout.weight:g} %: {reason}."
+
+
+def _asked(rollout: Rollout) -> str:
+    return " and ".join(
+        f"webhook {hook.name}" for hook in hooks_to_ask(rollout) if hook.type is not HookType.ROLLBACK
+    )
 
 
 def _would_change(rollout: Rollout, verdict: Verdict | None) -> str:

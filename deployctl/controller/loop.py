@@ -24,7 +24,7 @@ from deployctl.controller.observation import Baseline, Observation
 from deployctl.controller.workers import worker_id
 from deployctl.core.course import UNSEEN, Course
 from deployctl.core.metrics import METRICS
-from deployctl.core.plan import HUMAN, Split, Version
+from deployctl.core.plan import HUMAN, Hook, Split, Version
 from deployctl.core.rollout import (
     Cause,
     Event,
@@ -34,6 +34,7 @@ from deployctl.core.rollout import (
     Rollout,
     Unloadable,
     Unwatched,
+    answered,
 )
 from deployctl.core.service import Service, with_event
 from deployctl.core.verdict import Result, Verdict
@@ -175,6 +176,8 @@ class Controller:
         self.spec: dict[str, Any] = {}
         self.label_files: dict[str, Any] | None = None
         """The folder of label files, as the newest manifest in force has it."""
+        self.webhooks: list[dict[str, Any]] = []
+        """Who is asked and told, and how, as the newest manifest of a rollout has it (`manifest.webhooks`)."""
         self.kept: dict[str, Any] = {"inputs": "hash", "max_bytes": MAX_RECORDS}
         """What of requests is written down, and how many bytes of records: `spec.log` of the manifest of `up`."""
         self.name = home.name
@@ -246,6 +249,8 @@ class Controller:
             self._predictions |= dict.fromkeys(record["digests"], record["prediction"])
         if "labels" in record:
             self.label_files = record["labels"]
+        if "webhooks" in record:
+            self.webhooks = record["webhooks"]
         self.kept = record.get("log") or self.kept
 
     def _fold_event(self, rollout_id: str, event: Event) -> None:
@@ -315,6 +320,7 @@ class Controller:
         manifest: str | None = None,
         prediction: dict[str, Any] | None = None,
         labels: dict[str, Any] | None = None,
+        webhooks: list[dict[str, Any]] | None = None,
     ) -> Event:
         """Legal? → written and fsynced → the state moves. Raises IllegalEventError and UnavailableError, nothing changed."""
         assert self.service is not None
@@ -329,8 +335,10 @@ class Controller:
                 if version != HUMAN
             ]
             record |= {"manifest": manifest, "prediction": prediction, "digests": digests}
-            if manifest is not None:  # a rollback by hand has none, and leaves the folder as it is
-                record["labels"] = labels
+            if (
+                manifest is not None
+            ):  # a rollback by hand has none, and leaves the folder and the webhooks as they are
+                record |= {"labels": labels, "webhooks": webhooks or []}
             # What a person's rollback to another version needs is written in any case; a new candidate can wait for a disk with room.
             self._append_start(rollout_id, record, spare=manifest is None)
         else:
@@ -345,7 +353,7 @@ class Controller:
     def _cannot_wait(self, event: Event) -> bool:
         """Whether an event is written down on a full disk, too: what the gate decides, and every way back of a person."""
         a_way_back = event.kind in {Kind.ROLLED_BACK, Kind.FINISHED} or not self.last.plan.steps
-        return event.cause is not Cause.PERSON or a_way_back
+        return event.cause not in {Cause.PERSON, Cause.WEBHOOK} or a_way_back
 
     def _append_start(self, rollout_id: str, record: Mapping[str, Any], *, spare: bool) -> None:
         """A rollout begins when there is a place for its records: one that had none would be refused, and begin all the same."""
@@ -542,6 +550,17 @@ class Controller:
     # ── deciding and acting ────────────────────────────────────────────────────────────────────────────────────
 
     @property
+    def news(self) -> asyncio.Event:
+        """Set at the next event; there is another one for what comes after it."""
+        return self._news
+
+    @property
+    def last_began(self) -> int:
+        """The journal's number of the last rollout's first event, or of the next record where there is none yet."""
+        rollout = self.service.rollout if self.service else None
+        return self.stories[rollout.id][0][0].seq if rollout is not None else self._seq + 1
+
+    @property
     def last(self) -> Rollout:
         """The last rollout; there must be one."""
         assert self.service is not None
@@ -629,6 +648,22 @@ class Controller:
     def _settle(self, at: float) -> None:
         if self.course is not None:
             self.course.settle(at)
+
+    def on_agreed(self, rollout_id: str, step: int, hook: Hook, words: str) -> None:
+        """A webhook that was asked at this step has agreed; nothing happens where nobody waits for it any more.
+
+        Raises UnavailableError where that cannot be written down.
+        """
+        at = self.order_time()
+        if self.broken is not None or (self.last.id, self.last.step) != (rollout_id, step):
+            return
+        event = answered(self.last, hook, at, words)
+        if event is None:
+            return
+        if event.kind is Kind.ROLLED_BACK:
+            event = replace(event, verdict=self.full_verdict())
+        self.record(rollout_id, event)
+        self.wake()
 
     def order_time(self) -> float:
         """The instant of an order that is given now; all that was to be decided before it has been."""

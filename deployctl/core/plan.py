@@ -30,6 +30,23 @@ class OnInconclusive(Enum):
     HOLD = "hold"
 
 
+class HookType(Enum):
+    """When a webhook is asked or told, in Flagger's words."""
+
+    CONFIRM_ROLLOUT = "confirm-rollout"
+    PRE_ROLLOUT = "pre-rollout"
+    ROLLOUT = "rollout"
+    CONFIRM_TRAFFIC_INCREASE = "confirm-traffic-increase"
+    CONFIRM_PROMOTION = "confirm-promotion"
+    POST_ROLLOUT = "post-rollout"
+    ROLLBACK = "rollback"
+    EVENT = "event"
+
+
+HOOK = "webhook:"
+"""How `by` of an event begins that a webhook's answer led to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """A human label and the bytes behind it; versions are compared by digest."""
@@ -106,6 +123,19 @@ class LabelRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Hook:
+    """Somebody outside who is asked or told (docs/decisions/0015); where and how to reach them is no business of a plan's."""
+
+    name: str
+    type: HookType
+
+    @property
+    def by(self) -> str:
+        """Who an event of this hook is by."""
+        return f"{HOOK}{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
     """How much harm must be excluded before the rollout moves on from a step.
 
@@ -160,7 +190,8 @@ class Plan:
 
     `passed` and `failed` are the phases that the last gate and a harm verdict lead to: a canary is promoted or
     rolled back, a shadow is retired either way. `unit` is what is randomised: "request" or "key". `others` are further
-    candidates of a shadow, each judged by itself; `min_labels` is how many labelled pairs a pass of a shadow needs at least.
+    candidates of a shadow, each judged by itself; `min_labels` is how many labelled pairs a pass of a shadow needs at least. `hooks` are
+    asked or told on the way.
     """
 
     strategy: str
@@ -183,6 +214,7 @@ class Plan:
     labels: LabelRules = LabelRules()
     copy_timeout: float | None = None
     copy_limit: int = 32
+    hooks: tuple[Hook, ...] = ()
 
     @property
     def candidates(self) -> tuple[Version, ...]:

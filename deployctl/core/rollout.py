@@ -11,7 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from deployctl.core.plan import HUMAN, Copy, OnInconclusive, Phase, Plan, Split, Step, Version
+from deployctl.core.plan import (
+    HUMAN,
+    Copy,
+    Hook,
+    HookType,
+    OnInconclusive,
+    Phase,
+    Plan,
+    Split,
+    Step,
+    Version,
+)
 from deployctl.core.verdict import CandidateVerdict, Result, Verdict, together
 
 DEFAULT_STEP_TIMEOUT = 1800.0
@@ -33,6 +44,7 @@ class Kind(Enum):
     LEARNED = "learned"
     CLIMBED = "climbed"
     AWAITED = "awaited"
+    APPROVED = "approved"
     HELD = "held"
     PAUSED = "paused"
     RESUMED = "resumed"
@@ -45,10 +57,11 @@ class Kind(Enum):
 
 
 class Cause(Enum):
-    """Why it happened: evidence, a person, too little evidence in time, or time alone."""
+    """Why it happened: evidence, a person, a webhook's answer, too little evidence in time, or time alone."""
 
     EVIDENCE = "evidence"
     PERSON = "person"
+    WEBHOOK = "webhook"
     INCONCLUSIVE = "inconclusive"
     TIME = "time"
 
@@ -120,6 +133,8 @@ TRANSITIONS: dict[Phase | None, dict[Kind, Phase | None]] = {
     Phase.PENDING: {
         Kind.LEARNED: Phase.PENDING,
         Kind.CLIMBED: Phase.PROGRESSING,
+        Kind.AWAITED: Phase.PAUSED,  # a webhook must agree first
+        Kind.APPROVED: Phase.PENDING,
         Kind.PAUSED: Phase.PAUSED,
         Kind.HELD: Phase.PAUSED,
         Kind.PROMOTED: Phase.PROMOTED,
@@ -130,6 +145,7 @@ TRANSITIONS: dict[Phase | None, dict[Kind, Phase | None]] = {
         Kind.LEARNED: Phase.PROGRESSING,  # where a person passed the wait at weight 0
         Kind.CLIMBED: Phase.PROGRESSING,
         Kind.AWAITED: Phase.PAUSED,
+        Kind.APPROVED: Phase.PROGRESSING,
         Kind.HELD: Phase.PAUSED,
         Kind.PAUSED: Phase.PAUSED,
         Kind.JUDGED: Phase.PROGRESSING,  # one of several candidates; the others go on
@@ -140,6 +156,7 @@ TRANSITIONS: dict[Phase | None, dict[Kind, Phase | None]] = {
     Phase.PAUSED: {
         Kind.LEARNED: Phase.PAUSED,
         Kind.CLIMBED: None,  # a person passes the wait; a pause of their own stays
+        Kind.APPROVED: None,  # the last webhook that was waited for ends the wait
         Kind.PAUSED: Phase.PAUSED,
         Kind.RESUMED: None,  # back to what it was before, unless something else is waited for
         Kind.JUDGED: Phase.PAUSED,  # one of several candidates; the others go on
@@ -163,7 +180,8 @@ class Rollout:
     """One attempt to replace the baseline by the candidate: the state that its events add up to.
 
     `step` is -1 before the first weight. `split_number` names the split in force, `step_split` that of the step. `waits_for`
-    is what a person must pass: "person" (a `pause: {}`) or "hold". `idle` are the seconds of this step spent waiting for one.
+    is what a person must pass: "person" (a `pause: {}`) or "hold", or what webhooks must agree to: "webhook". `idle` are the seconds of this
+    step spent waiting for one. `approved` are the webhooks that have agreed since it was entered, by name.
     """
 
     id: str
@@ -176,6 +194,7 @@ class Rollout:
     paused: bool = False
     idle_since: float | None = None
     idle: float = 0.0
+    approved: tuple[str, ...] = ()
     learned: Learned | None = None
     ended_by: Event | None = None
     released: bool = False
@@ -284,9 +303,7 @@ def decide(
     if rollout.phase is Phase.PAUSED:
         return None  # a paused rollout keeps its weight and is still watched for harm
     if rollout.phase is Phase.PENDING:
-        if rollout.learned is not None:
-            return Event(0, Kind.CLIMBED, now, "gate", Cause.TIME, "the candidate is ready", step=0)
-        return _inconclusive_if_late(rollout, verdict, now)
+        return _decide_first(rollout, verdict, now)
     return _decide_step(rollout, verdict, now)
 
 
@@ -369,7 +386,7 @@ def _judge_one(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
     known = next((one for one in left if one.result is not Result.INCONCLUSIVE), None)
     if known is None or rollout.phase is Phase.PENDING:
         return None
-    if rollout.phase is Phase.PAUSED and known.result is Result.PASS:
+    if known.result is Result.PASS and (rollout.phase is Phase.PAUSED or _missing(rollout, *CHECKS)):
         return None
     if len(left) == 1:
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, _of_all(rollout, verdict))
@@ -387,6 +404,17 @@ def _of_all(rollout: Rollout, verdict: Verdict) -> Verdict:
     return Verdict(together(one.result for one in every), words, candidates=every)
 
 
+def _decide_first(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
+    """Before the first weight or copy: what must be learnt, and who must agree."""
+    if rollout.learned is None:
+        return _inconclusive_if_late(rollout, verdict, now)
+    if (event := _await_confirmation(rollout, now, None)) is not None:
+        return event
+    if checks := _missing(rollout, *CHECKS):
+        return _inconclusive_if_late(rollout, replace(verdict, reason=_not_agreed(checks)), now)
+    return Event(0, Kind.CLIMBED, now, "gate", Cause.TIME, "the candidate is ready", step=0)
+
+
 def _decide_step(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
     step = rollout.current
     assert step is not None
@@ -397,10 +425,72 @@ def _decide_step(rollout: Rollout, verdict: Verdict, now: float) -> Event | None
         return Event(0, Kind.AWAITED, now, "controller", Cause.TIME, words)
     if verdict.result is not Result.PASS:
         return _inconclusive_if_late(rollout, verdict, now)
+    if checks := _missing(rollout, *CHECKS):
+        undecided = replace(verdict, result=Result.INCONCLUSIVE, reason=_not_agreed(checks))
+        return _inconclusive_if_late(rollout, undecided, now)
     if step.awaits_person:
         words = f"the gate at {step.weight:g} % is passed; a person promotes"
         return Event(0, Kind.AWAITED, now, "gate", Cause.EVIDENCE, words, verdict=verdict)
+    if (event := _await_confirmation(rollout, now, verdict)) is not None:
+        return event
     return pass_step(rollout, now, "gate", Cause.EVIDENCE, verdict.reason, verdict)
+
+
+def hooks_to_ask(rollout: Rollout) -> tuple[Hook, ...]:
+    """The webhooks whose answer may move this rollout now: those it waits for, its checks, and all that may roll it back."""
+    if rollout.ended or not rollout.plan.steps:
+        return ()
+    waited_for = _confirmations(rollout) if rollout.waits_for == "webhook" else ()
+    always = (hook for hook in rollout.plan.hooks if hook.type is HookType.ROLLBACK)
+    return (*waited_for, *_missing(rollout, *CHECKS), *always)
+
+
+def answered(rollout: Rollout, hook: Hook, now: float, words: str) -> Event | None:
+    """What it means that this webhook agrees, None where nobody waits for it any more. `words` are what it said."""
+    if hook not in hooks_to_ask(rollout):
+        return None
+    kind = Kind.ROLLED_BACK if hook.type is HookType.ROLLBACK else Kind.APPROVED
+    step = rollout.step if kind is Kind.ROLLED_BACK else None
+    return Event(0, kind, now, hook.by, Cause.WEBHOOK, words, step)
+
+
+CHECKS = (HookType.PRE_ROLLOUT, HookType.ROLLOUT)
+"""Webhooks that are asked while a step goes on, and within its time."""
+
+
+def _missing(rollout: Rollout, *types: HookType) -> tuple[Hook, ...]:
+    """Webhooks of these types that matter at this step and have not agreed yet."""
+    first = rollout.step < 0
+    of_the_start = {HookType.CONFIRM_ROLLOUT, HookType.PRE_ROLLOUT}
+    return tuple(
+        hook
+        for hook in rollout.plan.hooks
+        if hook.type in types and (hook.type in of_the_start) is first and hook.name not in rollout.approved
+    )
+
+
+def _confirmations(rollout: Rollout) -> tuple[Hook, ...]:
+    """Who must still agree to the move that leads out of the current step."""
+    if rollout.step < 0:
+        return _missing(rollout, HookType.CONFIRM_ROLLOUT)
+    following = rollout.step + 1
+    if following < len(rollout.plan.steps):
+        more = rollout.plan.steps[following].weight > rollout.weight
+        return _missing(rollout, HookType.CONFIRM_TRAFFIC_INCREASE) if more else ()
+    return _missing(rollout, HookType.CONFIRM_PROMOTION) if rollout.plan.passed is Phase.PROMOTED else ()
+
+
+def _await_confirmation(rollout: Rollout, now: float, verdict: Verdict | None) -> Event | None:
+    waiting = _confirmations(rollout)
+    if not waiting:
+        return None
+    cause = Cause.TIME if verdict is None else Cause.EVIDENCE
+    return Event(0, Kind.AWAITED, now, "gate", cause, _not_agreed(waiting), verdict=verdict)
+
+
+def _not_agreed(hooks: tuple[Hook, ...]) -> str:
+    names = " and ".join(f"{hook.name} ({hook.type.value})" for hook in hooks)
+    return f"waiting for webhook{'s' if len(hooks) > 1 else ''} {names}"
 
 
 def pass_step(
@@ -522,6 +612,7 @@ def _enter_step(rollout: Rollout, event: Event) -> Rollout:
         waits_for=None,
         idle_since=event.at if rollout.paused else None,
         idle=0.0,
+        approved=(),
     )
 
 
@@ -540,10 +631,33 @@ def _wait(waits_for: str | None, *, paused: bool | None = None) -> Change:
 def _resume(rollout: Rollout, event: Event) -> Rollout:
     if not rollout.paused:
         raise IllegalEventError("nobody has paused this rollout")
-    if rollout.waits_for:
-        return replace(rollout, paused=False)
+    return _no_longer_idle(replace(rollout, paused=False), event)
+
+
+def _await(rollout: Rollout, event: Event) -> Rollout:
+    """A step of which the manifest says that a person passes it is theirs, whoever else would have to agree."""
+    step = rollout.current
+    by_hand = step is not None and (step.awaits_person or step.gate is None)
+    return _wait("webhook" if not by_hand and _confirmations(rollout) else "person")(rollout, event)
+
+
+def _approve(rollout: Rollout, event: Event) -> Rollout:
+    asked = (hook for hook in hooks_to_ask(rollout) if hook.type is not HookType.ROLLBACK)
+    hook = next((hook for hook in asked if hook.by == event.by), None)
+    if hook is None:
+        raise IllegalEventError(f"nobody waits for {event.by}")
+    agreed = replace(rollout, approved=(*rollout.approved, hook.name))
+    if rollout.waits_for != "webhook" or _confirmations(agreed):
+        return agreed
+    return _no_longer_idle(replace(agreed, waits_for=None), event)
+
+
+def _no_longer_idle(rollout: Rollout, event: Event) -> Rollout:
+    """The step's time goes on, unless something else is waited for."""
+    if rollout.paused or rollout.waits_for:
+        return rollout
     waited = event.at - rollout.idle_since if rollout.idle_since is not None else 0.0
-    return replace(rollout, paused=False, idle_since=None, idle=rollout.idle + waited)
+    return replace(rollout, idle_since=None, idle=rollout.idle + waited)
 
 
 def _judged(rollout: Rollout, event: Event) -> Rollout:
@@ -591,7 +705,8 @@ def _end_with(*, finished: bool) -> Change:
 _CHANGES: dict[Kind, Change] = {
     Kind.LEARNED: lambda rollout, event: replace(rollout, learned=event.learned),
     Kind.CLIMBED: _enter_step,
-    Kind.AWAITED: _wait("person"),
+    Kind.AWAITED: _await,
+    Kind.APPROVED: _approve,
     Kind.HELD: _wait("hold"),
     Kind.PAUSED: _wait(None, paused=True),
     Kind.RESUMED: _resume,

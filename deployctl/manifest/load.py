@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deployctl.core.plan import Holdback, LabelRules, MetricRule, OnInconclusive
+from deployctl.core.plan import Holdback, Hook, HookType, LabelRules, MetricRule, OnInconclusive
 from deployctl.core.strategies import BlueGreen, Canary, CanaryStep, Shadow
 from deployctl.manifest import schema
 from deployctl.manifest.loader import BrokenYamlError, Mark, Tree, read_yaml
@@ -22,6 +22,7 @@ from deployctl.manifest.manifest import (
     ModelRef,
     Prediction,
     Service,
+    Webhook,
     differing_keys,
     plan,
     service_spec,
@@ -143,6 +144,7 @@ def _manifest(document: schema.Document, text: str, source: str, base: Path) -> 
         copy_limit=shadow.concurrency if shadow else 32,
         labels=LabelRules() if spec.labels is None else LabelRules(spec.labels.adjudicate, spec.labels.votes),
         label_files=None if spec.labels is None else _label_files(spec.labels, base),
+        webhooks=tuple(_webhook(written, base) for written in analysis.webhooks),
         log=LogRules() if spec.log is None else LogRules(spec.log.inputs, spec.log.max_size),
     )
 
@@ -170,6 +172,19 @@ def _label_files(written: schema.Labels, base: Path) -> LabelFiles | None:
     if written.watch is None:
         return None
     return LabelFiles(_path(base, written.watch), written.format, written.id_key, written.from_name)
+
+
+def _webhook(written: schema.Webhook, base: Path) -> Webhook:
+    return Webhook(
+        hook=Hook(written.name, HookType(written.type)),
+        url=written.url,
+        url_file=None if written.url_file is None else _path(base, written.url_file),
+        token_file=None if written.token_file is None else _path(base, written.token_file),
+        timeout=written.timeout,
+        retries=written.retries,
+        interval=written.interval,
+        metadata=written.metadata or {},
+    )
 
 
 def _service(written: schema.Service, name: str, base: Path) -> Service:

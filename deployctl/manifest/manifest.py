@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deployctl.core.plan import HUMAN, Holdback, LabelRules, MetricRule, OnInconclusive, Plan, Version
+from deployctl.core.plan import HUMAN, Holdback, Hook, LabelRules, MetricRule, OnInconclusive, Plan, Version
 from deployctl.core.strategies import STRATEGIES, BlueGreen, Canary, Shadow
 from deployctl.errors import InvalidError
 
@@ -75,6 +75,20 @@ class LabelFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Webhook:
+    """Somebody who is asked or told, and how. Files are absolute paths, durations seconds; exactly one of `url` and `url_file` is there."""
+
+    hook: Hook
+    url: str | None
+    url_file: Path | None
+    token_file: Path | None
+    timeout: float
+    retries: int
+    interval: float
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One manifest in force, with the defaults filled in. Durations are seconds.
 
@@ -101,6 +115,7 @@ class Manifest:
     copy_timeout: float | None = None
     copy_limit: int = 32
     log: LogRules = field(default_factory=LogRules)
+    webhooks: tuple[Webhook, ...] = ()
 
     @property
     def candidate(self) -> ModelRef | None:
@@ -142,6 +157,7 @@ def plan(manifest: Manifest, baseline: Version | None, candidate: Version, *othe
         labels=manifest.labels,
         copy_timeout=manifest.copy_timeout,
         copy_limit=manifest.copy_limit,
+        hooks=tuple(webhook.hook for webhook in manifest.webhooks),
     )
 
 
@@ -180,6 +196,24 @@ def label_files(manifest: Manifest) -> dict[str, Any] | None:
         "idKey": files.id_key,
         "fromName": files.from_name,
     }
+
+
+def webhooks(manifest: Manifest) -> list[dict[str, Any]]:
+    """The webhooks by YAML key, as the journal keeps them: with the names of files that hold secrets, never with what is in them."""
+    return [
+        {
+            "name": one.hook.name,
+            "type": one.hook.type.value,
+            "url": one.url,
+            "urlFile": None if one.url_file is None else str(one.url_file),
+            "tokenFile": None if one.token_file is None else str(one.token_file),
+            "timeout": one.timeout,
+            "retries": one.retries,
+            "interval": one.interval,
+            "metadata": one.metadata,
+        }
+        for one in manifest.webhooks
+    ]
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

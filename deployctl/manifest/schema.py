@@ -61,6 +61,7 @@ LATER_WORDS = frozenset({"value"})
 MAX_STEPS = 200
 MAX_CANDIDATES = 8
 MAX_ROUTERS = 32
+MAX_WEBHOOKS = 16
 
 _DURATION = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["500ms", "30s", "10m", "72h"]}
 _PERCENTAGE = {"type": "string", "pattern": PERCENTAGE_PATTERN, "examples": ["0.5%", "10%"]}
@@ -137,6 +138,21 @@ def file_path(uri: str) -> str:
 
 def _uri(value: str) -> str:
     file_path(value)
+    return value
+
+
+def _http_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} is no URL: {error}") from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise ValueError(f"{shown(value)} is no URL such as https://example.com/hook")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a user or password does not belong into a manifest: use tokenFile or urlFile")
+    if any(ord(character) <= 32 or ord(character) >= 127 for character in value):
+        raise ValueError(f"{shown(value)} is no URL: percent-encode what is not ASCII")
     return value
 
 
@@ -492,6 +508,51 @@ class MetricEntry(Section):
     percentage for a rate that copies are judged by (disagreement-rate, and every rate of a shadow)."""
 
 
+class Webhook(Section):
+    """Somebody who must agree to a move of the rollout, or who is told of it: a POST of a CloudEvent, where 2xx means yes (or taken)."""
+
+    name: Name
+    """What it is called in `status`, in the journal and in `explain`."""
+    type: Literal[
+        "confirm-rollout",
+        "pre-rollout",
+        "rollout",
+        "confirm-traffic-increase",
+        "confirm-promotion",
+        "post-rollout",
+        "rollback",
+        "event",
+    ]
+    """When it is asked or told. confirm-* hold for as long as it takes; pre-rollout and rollout within the step's time; rollback is asked all
+    the time, and its 2xx rolls back; post-rollout is told of the end, event of every event."""
+    url: Annotated[str, AfterValidator(_http_url)] | None = None
+    """http: or https:, without a user or password."""
+    url_file: File | None = None
+    """In place of `url`: a file whose first line is the URL, for one that is a secret; read at each call."""
+    token_file: File | None = None
+    """A file whose first line is sent as bearer token; read at each call."""
+    timeout: PositiveSeconds = Field(10.0, json_schema_extra={"default": "10s"})
+    """How long one call may take."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """How often a call that could not be made, or was answered 5xx, is made again at once."""
+    interval: PositiveSeconds = Field(10.0, json_schema_extra={"default": "10s"})
+    """How long after an answer that is no agreement it is asked again."""
+    metadata: dict[str, str] | None = None
+    """Texts that are sent along."""
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Webhook:
+        if (self.url is None) == (self.url_file is None):
+            raise ValueError("exactly one of url and urlFile")
+        return self
+
+
+def _told_apart(hooks: tuple[Webhook, ...]) -> tuple[Webhook, ...]:
+    if hooks:
+        _distinct(tuple(hook.name for hook in hooks))
+    return hooks
+
+
 class Analysis(Section):
     """What must be shown before the candidate gets more traffic."""
 
@@ -503,6 +564,10 @@ class Analysis(Section):
     """Chance that a candidate worse than the margin is promoted."""
     metrics: Annotated[tuple[MetricEntry, ...], Strict(strict=False)] = ()
     """Every one of them must pass."""
+    webhooks: Annotated[
+        tuple[Webhook, ...], Strict(strict=False), Field(max_length=MAX_WEBHOOKS), AfterValidator(_told_apart)
+    ] = ()
+    """Who else must agree, and who is told."""
 
 
 class Log(Section):
@@ -563,7 +628,7 @@ class Document(Section):
     spec: Spec
 
 
-LATER_ANYWHERE = frozenset({"limits", "webhooks"})
+LATER_ANYWHERE = frozenset({"limits"})
 """Keys that later versions add to whichever section they belong to."""
 
 

@@ -25,12 +25,12 @@ def event_words(event: Document, width: int) -> str:
 
 
 def words_of(event: Document) -> str:
-    """What happened, why, and who said so when it was a person."""
+    """What happened, why, and who said so when it was a person or a webhook."""
     kind = str(event.get("kind") or "event").replace("_", " ")
     reason = str(event.get("reason") or "")
     words = f"{kind}: {reason}" if reason else kind
     by = str(event.get("by") or "")
-    return f"{words} ({by})" if by.startswith("person") else words
+    return f"{words} ({by})" if by.startswith(("person", "webhook:")) else words
 
 
 def _clock(event: Document) -> str:

@@ -40,6 +40,7 @@ def status_lines(status: Document, layout: Layout) -> list[Text]:
         lines.append(_fact("labels", _files_words(files)))
     if trouble := status.get("trouble"):
         lines.append(_fact("trouble", str(trouble)))
+    lines += [_fact("webhook", words) for words in map(_hook_words, status.get("webhooks") or []) if words]
     lines += [_fact("upgrade", words) for words in _upgrade_words(status)]
     lines.append(_fact("url", str(status.get("url") or figures.UNKNOWN)))
     lines.append(_fact("pids", _pids(status.get("pids") or {})))
@@ -123,6 +124,19 @@ def _headline(status: Document) -> Text:
     return line
 
 
+def _hook_words(hook: Document) -> str:
+    """What one webhook has been asked or told, and what came of it."""
+    words = f"{hook['name']} ({hook['type']})"
+    if hook["waiting"]:
+        words += f": asked {hook['tries']} times" if hook["tries"] else ": not asked yet"
+        return f"{words}, {hook['last']}" if hook["last"] else words
+    if hook["behind"] and hook["last"]:
+        return f"{words}: {hook['behind']} events wait to be taken, {hook['last']}"
+    if hook["given_up"]:
+        return f"{words}: {hook['given_up']} events were given up, {hook['last']}"
+    return ""
+
+
 def _upgrade_words(status: Document) -> list[str]:
     """What is left of an upgrade, and what is in its way; nothing where there is none."""
     upgrade = status.get("upgrade") or {}
@@ -174,7 +188,9 @@ def _weight_lines(status: Document, layout: Layout) -> list[Text]:
 def _waiting_words(status: Document) -> Iterator[str]:
     if reason := status.get("reason"):
         yield str(reason)
-    if status.get("waits_for"):
+    if status.get("waits_for") == "webhook":
+        yield f"a person may pass it, too: deployctl promote {status['service']}, or deployctl rollback {status['service']}"
+    elif status.get("waits_for"):
         yield f"waits for a person: deployctl promote {status['service']}, or deployctl rollback {status['service']}"
     elif status.get("phase") == "paused":
         yield f"paused by a person: deployctl resume {status['service']}"

@@ -73,7 +73,6 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
         ("engine: builtin", "engine: envoy", "envoy", "engine 'envoy'"),
         ("spec:\n", "spec:\n  limits: {rate: 5}\n", "limits:", "key 'limits'"),
         ("spec:\n", "spec:\n  limits: {body: 1}\n", "limits", "key 'limits'"),
-        ("spec:\n", "spec:\n  webhooks: []\n", "webhooks", "key 'webhooks'"),
         ("{name: null-rate}", "{name: null-rate, max: 5%}", "max:", "key 'max'"),
         ("    alpha: 0.01\n", "    skip: true\n", "skip", "key 'skip'"),
         ("read: argmax", "read: value", "value", "read: 'value'"),
