@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
+from itertools import pairwise
 
 import typer
 
@@ -70,18 +71,17 @@ def _tell(error: DeployctlError, arguments: list[str], *, trace: bool) -> int:
             traceback.print_exc()
         for line in problems or [f"deployctl: {' '.join(message.split())}"]:
             note(line)
-        if _wants_json(arguments):
+        if wants_json(arguments):
             show_document(document | ({"problems": problems} if problems else {}))
     return error.exit_code
 
 
-def _wants_json(arguments: list[str]) -> bool:
+def wants_json(arguments: list[str]) -> bool:
     """Also for a command line that could not be parsed."""
-    following = zip(arguments, [*arguments[1:], ""], strict=True)
     return any(
         argument in {"-ojson", "-o=json", "--output=json"}
         or (argument in {"-o", "--output"} and value == "json")
-        for argument, value in following
+        for argument, value in pairwise([*arguments, ""])
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes import Behaviour, FakeService
+from output_schema import hold
 
 from deployctl.core.plan import Gate, MetricRule, Phase, Plan, Step, Version
 from deployctl.core.rollout import UNLOADABLE, UNWATCHED, Cause, Kind
@@ -573,13 +574,15 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     for version in ("1", "2"):
         (folder / f"v{version}.onnx").write_bytes(b"model")
     (folder / "rollout.yaml").write_text(json.dumps(manifest))
-    return subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-m", "deployctl", "replay", "rollout.yaml", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
+    hold(["replay", *arguments], ran.stdout)
+    return ran
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
+from output_schema import hold
 from report_rig import CLASSES, HUMAN, LabelRow, LabelRules, Line, Result, Row, Version, inspect
 
 from deployctl.cli.report import publish_text, recorded
@@ -215,10 +216,12 @@ def test_the_surest_wrong_answers_are_named_by_their_ids(line):
 
 def deployctl(line: Line, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DEPLOYCTL_STATE_DIR": str(line.home.path.parent)}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "deployctl", "report", line.home.name, *arguments],
         env=environment, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
+    hold(["report", *arguments], done.stdout)
+    return done
 
 
 def test_the_report_needs_no_running_service(line, tmp_path):

@@ -460,10 +460,12 @@ class Stage:
             _end(self._traffic)
 
     def _summary(self) -> Document:
+        """Without the moment: it is there to be laid beside a journal."""
+        summary = None
         with suppress(FileNotFoundError):
-            if (summary := _json((self._home / "traffic.json").read_text(encoding="utf-8"))) is not None:
-                return summary
-        return self.callers.latest()
+            summary = _json((self._home / "traffic.json").read_text(encoding="utf-8"))
+        seen = self.callers.latest() if summary is None else summary
+        return {key: value for key, value in seen.items() if key != "wall"}
 
     def _quietly(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         try:

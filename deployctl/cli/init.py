@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 
-import typer
-
 from deployctl.errors import Exit, InvalidError, UnavailableError
+from deployctl.views.console import note, say, show_document
 
 MANIFEST = "rollout.yaml"
 SCHEMA = "rollout.schema.json"
@@ -32,10 +30,10 @@ def run_init(directory: str, as_json: bool) -> int:
     except OSError as error:
         raise UnavailableError(f"{error.filename or target}: cannot be written: {error.strerror}") from error
     if as_json:
-        typer.echo(json.dumps({"schema_version": 1, "written": [str(manifest), str(schema)]}))
+        show_document({"schema_version": 1, "written": [str(manifest), str(schema)]})
     else:
-        typer.echo(f"{manifest}\n{schema}")
-        typer.echo("next: put your model's names and files in, then `deployctl lint` it", err=True)
+        say(f"{manifest}\n{schema}")
+        note("next: put your model's names and files in, then `deployctl lint` it")
     return Exit.DONE
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
-
-import typer
 
 from deployctl.cli.manifests import read_manifest
 from deployctl.errors import Exit, InvalidError
+from deployctl.views.console import note, say, show_document
 
 if TYPE_CHECKING:
     from deployctl.manifest.problems import Problem
@@ -18,12 +16,12 @@ def run_lint(files: list[str], as_json: bool) -> int:
     """Print what is wrong with these manifests; the exit code is 0 or 2."""
     problems = [problem for file in files for problem in _problems(file)]
     if as_json:
-        typer.echo(json.dumps({"schema_version": 1, "problems": [_document(one) for one in problems]}))
+        show_document({"schema_version": 1, "problems": [_document(one) for one in problems]})
     else:
         for problem in problems:
-            typer.echo(str(problem))
+            say(str(problem))
         if not problems:
-            typer.echo("no problems", err=True)
+            note("no problems")
     return Exit.INVALID if problems else Exit.DONE
 
 

@@ -150,40 +150,28 @@ def _batching_lines(batching: dict[str, dict[str, Any]]) -> Iterator[str]:
 def _document(
     manifest: Manifest, plan: Plan, traffic: Traffic, steps: list[StepForecast], found: Findings
 ) -> dict[str, Any]:
-    document: dict[str, Any] = _finite(
-        {
-            "schema_version": 1,
-            "service": manifest.name,
-            "strategy": plan.strategy,
-            "baseline": asdict(plan.baseline),
-            "candidate": asdict(plan.candidate),
-            "candidates": [asdict(version) for version in plan.candidates],
-            "unit": plan.unit,
-            "alpha": plan.alpha,
-            "beta": plan.beta,
-            "step_timeout": plan.step_timeout,
-            "on_inconclusive": plan.on_inconclusive.value,
-            "keep_warm": plan.keep_warm,
-            "assumed": asdict(traffic),
-            "signature_difference": found.signature,
-            "class_order_difference": found.class_order,
-            "batching": found.batching,
-            "webhooks": [{"name": hook.name, "type": hook.type.value} for hook in plan.hooks],
-            "steps": [asdict(step) for step in steps],
-            "typical_seconds": sum(step.typical for step in steps),
-            "slow_seconds": sum(step.slow for step in steps),
-        }
-    )
-    return document
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity: what never comes is null."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {
+        "schema_version": 1,
+        "service": manifest.name,
+        "strategy": plan.strategy,
+        "baseline": asdict(plan.baseline),
+        "candidate": asdict(plan.candidate),
+        "candidates": [asdict(version) for version in plan.candidates],
+        "unit": plan.unit,
+        "alpha": plan.alpha,
+        "beta": plan.beta,
+        "step_timeout": plan.step_timeout,
+        "on_inconclusive": plan.on_inconclusive.value,
+        "keep_warm": plan.keep_warm,
+        "assumed": asdict(traffic),
+        "signature_difference": found.signature,
+        "class_order_difference": found.class_order,
+        "batching": found.batching,
+        "webhooks": [{"name": hook.name, "type": hook.type.value} for hook in plan.hooks],
+        "steps": [asdict(step) for step in steps],
+        "typical_seconds": sum(step.typical for step in steps),
+        "slow_seconds": sum(step.slow for step in steps),
+    }
 
 
 def _lines(

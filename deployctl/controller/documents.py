@@ -85,7 +85,7 @@ def event_document(event: Event, rollout: Rollout) -> dict[str, Any]:
         "rollout": rollout.id,
         "kind": event.kind.value,
         "at": round(event.at, 3),
-        "wall": event.wall,
+        "wall": event.wall or None,
         "by": event.by,
         "cause": event.cause.value,
         "reason": event.reason,

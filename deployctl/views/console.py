@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -60,7 +61,20 @@ def show(renderables: Iterable[RenderableType], stream: IO[str] | None = None) -
 
 def show_document(document: Any) -> None:
     """One JSON document on one line of stdout."""
-    say(json.dumps(document, ensure_ascii=False))
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False)
+    say(text)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: what never comes, or is larger than a number can be, is null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say(text: str) -> None:

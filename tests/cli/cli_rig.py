@@ -13,6 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from output_schema import Command, hold
+
+from deployctl import __version__
 from deployctl.statedir import ServiceHome
 
 ROOT = Path(__file__).parents[2]
@@ -48,8 +51,15 @@ METRIC = {
     "threshold": 600.0,
     "safe_evidence": 40.2,
     "safe_threshold": 120.0,
+    "margin": 0.005,
     "needed": 812,
+    "excluded": None,
+    "words": "not enough answers yet",
 }
+
+LEFT_OUT = (
+    "explicit_version", "held_up", "client_left", "lost_pairs", "client_left_pairs", "not_written_down", "dropped_by_routers"
+)  # fmt: skip
 
 
 def status_of(name: str = "digits", **changes: object) -> dict[str, object]:
@@ -60,16 +70,103 @@ def status_of(name: str = "digits", **changes: object) -> dict[str, object]:
         "live": "1",
         "previous": None,
         "phase": "progressing",
+        "finished": False,
         "step": 2,
         "steps": 6,
         "step_weights": [5, 10, 20, 30, 40, 50],
         "weight": 10,
+        "mirror": 0,
         "rollout": "r-0007",
+        "strategy": "canary",
         "baseline": "1",
         "candidate": "2",
-        "pids": {"supervisor": 4711, "controller": 4712, "routers": [4713], "workers": [4714, 4715]},
+        "candidates": ["2"],
+        "at": 12.5,
+        "waits_for": None,
+        "reason": "",
+        "trouble": None,
+        "pids": {
+            "supervisor": 4711,
+            "controller": 4712,
+            "routers": [4713],
+            "workers": {"1": 4714, "2": 4715},
+        },
         "url": "http://127.0.0.1:8080",
+        "model": "digits",
+        "left_out": dict.fromkeys(LEFT_OUT, 0),
+        "copies_dropped": 0,
+        "labels": {},
         "metrics": [METRIC],
+        "label_files": None,
+        "release": __version__,
+        "upgrade": {"generation": 0, "left": [], "trouble": None},
+    } | changes
+
+
+def event_of(**changes: object) -> dict[str, object]:
+    """The end of a canary that did harm, as an event says it."""
+    return {
+        "schema_version": 1,
+        "seq": 1,
+        "rollout": "r-0007",
+        "kind": "rolled_back",
+        "at": 12.5,
+        "wall": "2026-01-01T12:00:01.250Z",
+        "by": "gate",
+        "cause": "evidence",
+        "reason": "error-rate is worse",
+        "phase": "rolled_back",
+        "step": 1,
+        "steps": 6,
+        "weight": 0,
+        "finished": True,
+        "verdict": {
+            "result": "fail",
+            "reason": "error-rate is worse",
+            "decided_by": "error-rate",
+            "metrics": [METRIC | {"verdict": "fail", "evidence": 812.0}],
+        },
+    } | changes
+
+
+def rollout_of(*events: dict[str, object]) -> dict[str, object]:
+    """A rollout with these events, as history has it."""
+    one, two = ({"version": version, "digest": f"sha256:{version * 64}"} for version in "12")
+    return {
+        "rollout": "r-0007",
+        "strategy": "canary",
+        "baseline": one,
+        "candidate": two,
+        "candidates": [two],
+        "phase": "rolled_back",
+        "finished": True,
+        "events": [*events],
+    }
+
+
+def explained_of(**changes: object) -> dict[str, object]:
+    """That canary, explained."""
+    return {
+        "schema_version": 1,
+        "service": "digits",
+        "rollout": "r-0007",
+        "strategy": "canary",
+        "baseline": "1",
+        "candidate": "2",
+        "candidates": ["2"],
+        "phase": "rolled_back",
+        "sentence": "2 answered worse than 1",
+        "decided_by": "error-rate",
+        "by": "gate",
+        "cause": "evidence",
+        "at": 12.5,
+        "first_weight_at": 1.5,
+        "alpha": 0.01,
+        "beta": 0.05,
+        "metrics": [METRIC | {"verdict": "fail", "evidence": 812.0}],
+        "would_change": "fewer bad answers",
+        "evidence_over_time": [{"at": 1.5, "harm": 0.5, "safe": 1.0}],
+        "events": [event_of()],
     } | changes
 
 
@@ -98,22 +195,9 @@ class Playing:
 
     def event(self, kind: str, phase: str, weight: float, **more: object) -> None:
         self.seq += 1
-        document = {
-            "schema_version": 1,
-            "seq": self.seq,
-            "rollout": "r-0007",
-            "kind": kind,
-            "at": self.seq * 1.5,
-            "wall": "2026-01-01T12:00:01.250Z",
-            "by": "gate",
-            "reason": f"words {self.seq}",
-            "phase": phase,
-            "step": 1,
-            "steps": 6,
-            "weight": weight,
-            "finished": False,
-            "verdict": None,
-        } | more
+        told = {"seq": self.seq, "kind": kind, "at": self.seq * 1.5, "reason": f"words {self.seq}"}
+        where = {"phase": phase, "weight": weight, "finished": False, "verdict": None}
+        document = event_of(**told, **where) | more
         with (self.home.path / "events.jsonl").open("a") as tape:
             fcntl.flock(tape, fcntl.LOCK_EX)
             tape.write(json.dumps(document) + "\n")
@@ -149,7 +233,7 @@ class Cli:
         return kept | own | {"USER": "anna", "LOGNAME": "anna"} | more
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             self.command(*arguments),
             check=False,
             capture_output=True,
@@ -159,14 +243,14 @@ class Cli:
             cwd=self.directory,
             env=self.environment(**environment),
         )
+        hold(arguments, done.stdout)
+        return done
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
+    def start(self, *arguments: str) -> Command:
+        process = Command(
+            arguments,
             self.command(*arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
-            text=True,
             cwd=self.directory,
             env=self.environment(),
         )

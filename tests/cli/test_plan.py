@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from output_schema import hold_document
+
 from deployctl.cli.plan import run_plan
 
 DIGITS = Path(__file__).parents[2] / "manifests/digits-v2.yaml"
@@ -26,5 +28,7 @@ def test_it_says_of_each_version_whether_requests_share_inferences(capsys):
 
 def test_it_says_why_they_do_not(tmp_path, capsys):
     assert run_plan(str(without_batching(tmp_path)), as_json=True) == 0
-    found = json.loads(capsys.readouterr().out)["batching"]
+    document = json.loads(capsys.readouterr().out)
+    hold_document(document, "plan")
+    found = document["batching"]
     assert found == {version: {"rows": 1, "why": "spec.service.batching is false"} for version in "12"}

@@ -3,13 +3,7 @@
 import json
 import signal
 
-from cli_rig import METRIC, status_of
-
-EVENT = {
-    "schema_version": 1, "seq": 1, "rollout": "r-0007", "kind": "rolled_back", "at": 12.5, "wall": "2026-01-01T12:00:01Z",
-    "by": "gate", "reason": "error-rate is worse", "phase": "rolled_back", "step": 1, "steps": 6, "weight": 0,
-    "finished": True, "verdict": {"result": "fail", "metrics": [METRIC | {"verdict": "fail", "evidence": 812.0}]},
-}  # fmt: skip
+from cli_rig import event_of, explained_of, rollout_of, status_of
 
 
 def test_status_tells_people_all_they_need(cli, play):
@@ -135,7 +129,7 @@ def test_watching_a_service_that_goes_away_ends_with_8(cli, play):
 
 
 def test_the_live_screen_shows_status_and_events(cli, play):
-    play().reply("GET /v1/explain", {"rollout": "r-0007", "events": [EVENT]})
+    play().reply("GET /v1/explain", explained_of())
     shown = cli.on_terminal("status", "-w", until="error-rate is worse", COLUMNS="80", LINES="40")
     assert "\x1b[" in shown
     for fact in ("12 of 19,000", "1 of 1,002", "40 / 120", "812 more"):
@@ -148,8 +142,7 @@ def test_a_dumb_terminal_watches_in_lines(cli, play):
 
 
 def test_history_shows_each_event_with_its_evidence(cli, play):
-    rollout = {"rollout": "r-0007", "strategy": "canary", "baseline": "1", "candidate": "2", "phase": "rolled_back",
-               "finished": True, "events": [EVENT]}  # fmt: skip
+    rollout = rollout_of(event_of())
     play().reply("GET /v1/history", {"rollouts": [rollout]})
     done = cli("history")
     assert done.returncode == 0
@@ -167,10 +160,7 @@ def test_history_shows_each_event_with_its_evidence(cli, play):
 
 
 def test_explain_says_the_sentence_first(cli, play):
-    explained = {"rollout": "r-0007", "phase": "rolled_back", "sentence": "2 answered worse than 1",
-                 "decided_by": "error-rate", "metrics": [METRIC | {"verdict": "fail", "evidence": 812.0}],
-                 "would_change": "fewer bad answers", "events": [EVENT]}  # fmt: skip
-    play().reply("GET /v1/explain", explained)
+    play().reply("GET /v1/explain", explained_of())
     done = cli("explain", "digits", "--rollout", "r-0007")
     assert done.stdout.startswith("2 answered worse than 1\n")
     for fact in (
@@ -185,8 +175,7 @@ def test_explain_says_the_sentence_first(cli, play):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(cli, play):
-    rollout = {"rollout": "r-0007", "phase": "rolled_back", "finished": True, "events": [EVENT] * 5000}
-    play().reply("GET /v1/history", {"rollouts": [rollout]})
+    play().reply("GET /v1/history", {"rollouts": [rollout_of(*[event_of()] * 5000)]})
     reading = cli.start("history")
     assert "r-0007" in reading.stdout.readline()
     reading.stdout.close()

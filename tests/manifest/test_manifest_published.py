@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from manifest_texts import FULL, METRICS, WRONG_IN_TEN_WAYS, loaded
+from output_schema import hold
 
 from deployctl.cli.init import run_init
 from deployctl.cli.lint import run_lint
@@ -18,6 +19,12 @@ from deployctl.errors import InvalidError, UnavailableError
 from deployctl.manifest.schema import Section, json_schema, published
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
+
+
+def printed_document(capsys, verb):
+    out = capsys.readouterr().out
+    hold([verb, "-o", "json"], out)
+    return json.loads(out)
 
 
 def test_the_published_schema_is_up_to_date():
@@ -103,7 +110,7 @@ def test_the_template_with_everything_switched_on_is_valid_too(tmp_path):
 
 def test_init_says_what_it_wrote_as_json(tmp_path, capsys):
     assert run_init(str(tmp_path), as_json=True) == 0
-    assert json.loads(capsys.readouterr().out) == {
+    assert printed_document(capsys, "init") == {
         "schema_version": 1,
         "written": [f"{tmp_path}/rollout.yaml", f"{tmp_path}/rollout.schema.json"],
     }
@@ -147,8 +154,7 @@ def test_lint_gives_the_problems_as_json(tmp_path, capsys):
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("kind: [\n")
     assert run_lint([str(wrong)], as_json=True) == 2
-    document = json.loads(capsys.readouterr().out)
-    assert document["schema_version"] == 1
+    document = printed_document(capsys, "lint")
     ((problem),) = document["problems"]
     assert (problem["file"], problem["line"], problem["column"]) == (str(wrong), 2, 1)
 
@@ -159,4 +165,4 @@ def test_lint_of_a_good_manifest_prints_no_data(tmp_path, capsys):
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "no problems\n")
     assert run_lint([f"{tmp_path}/right.yaml"], as_json=True) == 0
-    assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "problems": []}
+    assert printed_document(capsys, "lint") == {"schema_version": 1, "problems": []}

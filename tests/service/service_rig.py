@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import faulty_models
+from output_schema import Command, hold, hold_document
 from traffic_maker import Traffic
 
 from deployctl import journal
@@ -224,17 +225,16 @@ class Box:
             timeout=within,
             check=False,
         )
+        hold(arguments, done.stdout)
         return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
     def begin(self, *arguments):
         """A command that goes on beside the test."""
-        process = subprocess.Popen(
+        process = Command(
+            arguments,
             self._argv(arguments),
             env=self.environment,
             cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
             stdin=subprocess.DEVNULL,
         )
         self._begun.append(process)
@@ -256,7 +256,9 @@ class Box:
     def status(self):
         """What `status -o json` prints, asked where the command asks: it is quicker by a Python start."""
         with AdminClient(self.home.admin_socket, NAME) as client:
-            return client.get("/v1/status", timeout=PATIENCE)
+            status = client.get("/v1/status", timeout=PATIENCE)
+        hold_document(status, "status")
+        return status
 
     def pause_and_resume_until_the_disk_is_full(self):
         """The last page of the journal takes some records when the disk takes no page more."""
