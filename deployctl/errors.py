@@ -30,6 +30,21 @@ class Exit(IntEnum):
     INTEGRITY = 9
 
 
+MEANINGS = {
+    Exit.DONE: "done, or nothing to do",
+    Exit.BUG: "a bug",
+    Exit.INVALID: "usage, manifest or model invalid; nothing was changed",
+    Exit.ROLLED_BACK: "rolled back, by the gate or by a person",
+    Exit.UNCONFIRMED: "a rollback could not be confirmed in time: call a person",
+    Exit.INCONCLUSIVE: "not enough evidence in time: rolled back, or held and waiting for a person, as the manifest says",
+    Exit.WATCH_ENDED: "the watching ended (time-out, SIGINT, SIGTERM); the rollout goes on",
+    Exit.CONFLICT: "conflict: another rollout, another service or another baseline is in the way",
+    Exit.UNAVAILABLE: "the service is not running or cannot be reached, or port, disk or permission is in the way",
+    Exit.INTEGRITY: "the journal or a model does not match its digest, or the journal is of a newer release",
+}
+"""What `deployctl --help` and the README say of each."""
+
+
 class DeployctlError(Exception):
     """Something a user can act on; `exit_code` is what the command ends with."""
 

@@ -20,11 +20,15 @@ from deployctl.cli import (
     upgrade,
 )
 from deployctl.cli.options import AsOutput, ManifestFile, Output
-from deployctl.errors import Exit
+from deployctl.errors import MEANINGS, Exit
 
 
 def _example(*lines: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _exit_codes() -> str:
+    return "\n\n\b\nExit codes:\n" + "\n".join(f"  {code}  {words}" for code, words in MEANINGS.items())
 
 
 # Plain help: a third of the start-up time, and the same text in a terminal, a pipe and a log.
@@ -33,7 +37,8 @@ app = typer.Typer(
     help="Put a new model version into production without hurting anyone.",
     epilog=_example(
         "deployctl demo", "deployctl up rollout.yaml --detach", "deployctl canary ramp rollout.yaml"
-    ),
+    )
+    + _exit_codes(),
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     invoke_without_command=True,

@@ -94,7 +94,7 @@ def status_of(name: str = "digits", **changes: object) -> dict[str, object]:
         "url": "http://127.0.0.1:8080",
         "model": "digits",
         "left_out": dict.fromkeys(LEFT_OUT, 0),
-        "copies_dropped": 0,
+        "copies_dropped": {},
         "labels": {},
         "metrics": [METRIC],
         "label_files": None,

@@ -1,4 +1,4 @@
-"""Another release of deployctl: a virtual environment of its own, with this tree's package under another version."""
+"""Another release of deployctl: a virtual environment of its own, with this tree's package under another version, and its script."""
 
 import shutil
 import sys
@@ -21,7 +21,12 @@ def install(folder, release, **changes):
     _change(package / "__init__.py", deployctl.__version__, release)
     for name, (before, after) in changes.items():
         _change(package / f"{name.replace('__', '/')}.py", before, after)
-    return folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    _, _, script = Path(sys.executable).with_name("deployctl").read_text().partition("\n")
+    console_script = python.with_name("deployctl")
+    console_script.write_text(f"#!{python}\n{script}")
+    console_script.chmod(0o755)
+    return python
 
 
 def _change(file, before, after):

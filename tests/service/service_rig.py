@@ -1,6 +1,7 @@
 """A box for one service: its state directory, its manifests and models, and the command line that a user types.
 
-Everything goes through `python -m deployctl`, real sockets and real processes; nothing sleeps but the polls in here.
+Everything goes through the installed `deployctl` in a clean environment (no HOME, no terminal, no language), real sockets and real
+processes; nothing sleeps but the polls in here.
 """
 
 import itertools
@@ -210,7 +211,7 @@ class Box:
 
     @property
     def environment(self):
-        return os.environ | {"DEPLOYCTL_STATE_DIR": str(self.state), "NO_COLOR": "1"}
+        return {"PATH": os.environ["PATH"], "DEPLOYCTL_STATE_DIR": str(self.state)}
 
     def run(self, *arguments, within=60.0):
         """A command, until it ends."""
@@ -241,7 +242,7 @@ class Box:
         return process
 
     def _argv(self, arguments):
-        return [self.python, "-m", "deployctl", *map(str, arguments)]
+        return [str(Path(self.python).with_name("deployctl")), *map(str, arguments)]
 
     def up(self, manifest=None, *more):
         """The service runs when this returns."""
