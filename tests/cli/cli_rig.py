@@ -98,6 +98,7 @@ def status_of(name: str = "digits", **changes: object) -> dict[str, object]:
         "labels": {},
         "metrics": [METRIC],
         "label_files": None,
+        "webhooks": [],
         "release": __version__,
         "upgrade": {"generation": 0, "left": [], "trouble": None},
     } | changes
