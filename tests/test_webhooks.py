@@ -1,8 +1,12 @@
 """One call to a webhook, against a real server on loopback."""
 
 import asyncio
+import json
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from hook_receiver import serving
@@ -191,3 +195,35 @@ def test_redirects_are_not_followed(receiver):
     (answer,) = call(hook(receiver.url))
     assert (answer.agreed, len(receiver.came)) == (False, 1)
     assert receiver.events()[0] == {"specversion": "1.0"}
+
+
+def test_the_desk_of_the_examples_says_yes_when_a_person_does():
+    script = Path(__file__).parents[1] / "examples" / "webhooks" / "desk.py"
+    with subprocess.Popen(
+        [sys.executable, "-u", str(script), "--port", "0"], stdout=subprocess.PIPE, text=True
+    ) as desk:
+        try:
+            url = desk.stdout.readline().split()[-1]
+            event = json.dumps(
+                {"id": "a/1/ask", "subject": "a", "text": "a: confirm", "time": "now"}
+            ).encode()
+            ask = hook(f"{url}/ask", retries=0)
+            first, yes, second, third, told, bad = call(
+                *(ask, hook(f"{url}/yes/a"), ask, ask, hook(f"{url}/tell"), hook(f"{url}/no")), event=event
+            )
+            assert [one.agreed for one in (first, yes, second, third, told, bad)] == [
+                False,
+                True,
+                True,
+                False,
+                True,
+                False,
+            ]
+            assert first.words == "answered 403: nobody has said yes yet"
+            assert [desk.stdout.readline().strip() for _ in range(3)] == [
+                "a: confirm",
+                f"yes: curl --data WHO {url}/yes/a",
+                "now  a: confirm",
+            ]
+        finally:
+            desk.terminate()
