@@ -6,6 +6,7 @@ Each verb answers in one line what it changed. Asking twice is the same as once.
 from __future__ import annotations
 
 import asyncio
+import resource
 import secrets
 import sys
 import time
@@ -46,6 +47,9 @@ from deployctl.traffic import BACKENDS
 
 LOAD_SECONDS = 60.0
 """How long a model may take to load, warm up and report."""
+
+SPARE_FILES = 256
+"""Files that a router has open beside its callers' connections, at most."""
 
 CONFIRM_SECONDS = 20.0
 """How long it may take until the routers read back what is written down, a worker that has to come back included, before a person
@@ -120,7 +124,7 @@ class Commands:
     def router_settings(self) -> dict[str, Any]:
         """What a router of this service is started with."""
         controller = self._controller
-        key = controller.spec["routingKey"]
+        key, callers = controller.spec["routingKey"], _connections(controller.spec)
         return {
             "model": controller.spec["model"],
             "routing_key": key.removeprefix("header:") if key else None,
@@ -130,6 +134,7 @@ class Commands:
             "input_key": str(controller.home.input_key),
             "tls": str(controller.home.tls) if "tls" in controller.spec else None,
             "tokens": str(controller.home.tokens) if "tokens" in controller.spec else None,
+            **({"limits": {"connections": callers}} if callers is not None else {}),
         }
 
     def _still_stored(self, live: Version) -> Version:
@@ -144,6 +149,7 @@ class Commands:
         """Write down what is served, if that is new."""
         controller = self._controller
         spec = service_spec(manifest)
+        _refuse_too_few_files(spec)
         door.keep(controller.home, spec)
         if controller.service is None:
             await self._first_up(manifest, spec)
@@ -605,6 +611,22 @@ class Commands:
             why = f"version {controller.awaited.version} was not ready {within}, and traffic stays as it was until then"
         raise UnconfirmedError(
             f"it is written down, but {why}; look at `deployctl status {controller.name}` and call a person"
+        )
+
+
+def _connections(spec: Mapping[str, Any]) -> int | None:
+    found: int | None = (spec.get("limits") or {}).get("connections")
+    return found
+
+
+def _refuse_too_few_files(spec: Mapping[str, Any]) -> None:
+    """Raises UnavailableError where a router could not open what its callers need."""
+    callers = _connections(spec)
+    _, may = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if callers is not None and may != resource.RLIM_INFINITY and callers + SPARE_FILES > may:
+        raise UnavailableError(
+            f"limits.connections: {callers} needs {callers + SPARE_FILES} open files, and a process may open {may} here; raise that "
+            f"(ulimit -Hn {callers + SPARE_FILES}, LimitNOFILE= of a unit) or lower the limit"
         )
 
 

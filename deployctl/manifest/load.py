@@ -204,6 +204,7 @@ def _service(written: schema.Service, name: str, base: Path) -> Service:
         batching=written.batching,
         max_batch_delay=written.max_batch_delay,
         worker_memory=None if written.limits is None else written.limits.worker_memory,
+        connections=None if written.limits is None else written.limits.connections,
     )
 
 

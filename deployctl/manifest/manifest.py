@@ -24,6 +24,7 @@ class Service:
     timeout: float
     engine: str
     worker_memory: int | None = None
+    connections: int | None = None
     routers: int = 1
     certificate: Path | None = None
     key: Path | None = None
@@ -164,7 +165,8 @@ def plan(manifest: Manifest, baseline: Version | None, candidate: Version, *othe
 def service_spec(manifest: Manifest) -> dict[str, Any]:
     """`spec.service` with its defaults, by YAML key: what a running service is compared with. What came later and is not written is not in it."""
     service = manifest.service
-    limits = {} if service.worker_memory is None else {"limits": {"workerMemory": service.worker_memory}}
+    given = {"workerMemory": service.worker_memory, "connections": service.connections}
+    limits = {name: limit for name, limit in given.items() if limit is not None}
     later: dict[str, Any] = {} if service.batching else {"batching": False}
     if service.max_batch_delay:
         later["maxBatchDelay"] = service.max_batch_delay
@@ -180,7 +182,7 @@ def service_spec(manifest: Manifest) -> dict[str, Any]:
         "routingKey": None if service.routing_key is None else f"header:{service.routing_key}",
         "timeout": service.timeout,
         "engine": service.engine,
-        **limits,
+        **({"limits": limits} if limits else {}),
         **later,
     }
 

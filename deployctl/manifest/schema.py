@@ -62,6 +62,7 @@ MAX_STEPS = 200
 MAX_CANDIDATES = 8
 MAX_ROUTERS = 32
 MAX_WEBHOOKS = 16
+MAX_CONNECTIONS = 100_000
 
 _DURATION = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["500ms", "30s", "10m", "72h"]}
 _PERCENTAGE = {"type": "string", "pattern": PERCENTAGE_PATTERN, "examples": ["0.5%", "10%"]}
@@ -218,11 +219,13 @@ class Metadata(Section):
 
 
 class Limits(Section):
-    """What one version may take of the machine."""
+    """What the service may take of the machine."""
 
     worker_memory: WorkerMemory | None = None
     """Memory of one version's worker, 256MiB at least; more fails in it alone. Loading takes up to four times the file. Default: a third
     of the machine's, 512MiB at least."""
+    connections: Annotated[int, Field(ge=16, le=MAX_CONNECTIONS)] | None = None
+    """Callers' connections that one router keeps open at a time, 1024 where nothing is written; one more is answered 503."""
 
 
 class Tls(Section):

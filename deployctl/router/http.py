@@ -28,6 +28,7 @@ ANSWERS = {status.value for status in HTTPStatus if status >= 200} - {204, 205, 
 """Every status that an answer with a body may have."""
 _SLICE = 16 * 1024  # fed to the parser at once, so that few pipelined requests are parsed before their turn
 _SWEEP = 0.25  # seconds between two looks at the clock; time-outs come early by up to this, never late
+_AT_ONCE = 256  # connections that are looked at in one go
 _LINGER = 2.0  # seconds in which a refused client may read the reason before its unread bytes cause a reset
 
 
@@ -141,9 +142,14 @@ class Connections:
     def _sweep(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
         self.date = _date()
-        now = monotonic() + _SWEEP
-        for connection in tuple(self.open):
+        self._check(tuple(self.open), 0, monotonic() + _SWEEP)
+
+    def _check(self, clients: tuple[Connection, ...], begin: int, now: float) -> None:
+        """Some at a time: ten thousand in one go would keep a caller waiting for milliseconds."""
+        for connection in clients[begin : begin + _AT_ONCE]:
             connection.check(now)
+        if (begin := begin + _AT_ONCE) < len(clients):
+            asyncio.get_running_loop().call_soon(self._check, clients, begin, now)
 
 
 class Connection(asyncio.Protocol):

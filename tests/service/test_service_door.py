@@ -1,11 +1,13 @@
 """Who is let in: TLS and bearer tokens of a whole service, and what is wrong with the files that they come from."""
 
 import os
+import resource
 import signal
 import socket
 import ssl
 import threading
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -279,3 +281,26 @@ def test_what_is_not_wanted_any_more_is_not_kept_either(secured):
     assert not secured.home.tls.exists()
     assert not secured.home.tokens.exists()
     assert httpx.post(secured.url + INFER, content=BODIES[0]).status_code == 200
+
+
+def test_a_router_keeps_as_many_callers_as_the_manifest_says_and_turns_the_next_one_away(tmp_path):
+    box = Box(tmp_path, {"limits": {"connections": 16}})
+    _, may = resource.getrlimit(resource.RLIMIT_NOFILE)
+    too_many = box.manifest(name="too-many", service={"limits": {"connections": 100_000}})
+    if may < 100_000:
+        box.run("up", too_many, "--detach").refused(8, "limits.connections", "ulimit -Hn 100256")
+    try:
+        box.up()
+        host, port = box.url.removeprefix("http://").split(":")
+        with ExitStack() as stack:
+            callers = [
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+                for _ in range(17)
+            ]
+            for caller in callers:
+                caller.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+            answers = [caller.recv(4096).split(b"\r\n")[0] for caller in callers]
+        assert answers == 16 * [b"HTTP/1.1 200 OK"] + [b"HTTP/1.1 503 Service Unavailable"]
+        assert box.run("up", too_many).refused(7, "limits")
+    finally:
+        box.close()
