@@ -48,6 +48,25 @@ def read(path: Path) -> list[dict[str, Any]]:
     return _undamaged(path).records
 
 
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A journal as it lies on the disk: the records that are proven, how many bytes of an unfinished one follow, and what is wrong
+    with the record after them; nothing is, where `damage` is empty.
+    """
+
+    records: list[dict[str, Any]]
+    unfinished_bytes: int
+    damage: str
+
+
+def inspect(path: Path) -> Inspection | None:
+    """Look at a journal, damaged or not, without a lock; None where there is none. Raises UnavailableError."""
+    if not os.path.lexists(path):
+        return None
+    contents = _contents(path)
+    return Inspection(contents.records, contents.unfinished_bytes, contents.damage)
+
+
 class Journal:
     """A journal open for append. `records` and `dropped_bytes` tell what was found when it was opened.
 

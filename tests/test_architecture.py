@@ -84,6 +84,24 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "handover": ({"errors", "wire.lifeline"}, set()),
     # imports the code of every process by name, and only to see that it is there
     "rehearsal": ({"controller.fold", "errors", "handover", "journal", "statedir", "wire.lifeline"}, set()),
+    # looks at what every other room leaves on the machine, and changes nothing of it
+    "doctor": (
+        {
+            "controller.fold",
+            "core",
+            "errors",
+            "journal",
+            "records",
+            "rehearsal",
+            "reserve",
+            "statedir",
+            "store",
+            "wire.admin",
+            "wire.credentials",
+            "wire.priority",
+        },
+        set(),
+    ),
     "views": ({"core"}, {"rich"}),
     "cli": ({"*"}, {"typer", "click", "rich", "httpx", "numpy"}),
 }
@@ -166,6 +184,7 @@ WALL_CLOCK = {
     "cli.demo": "asks its callers for a report that is newer than the question",
     "controller.labels": "refuses a label whose own time is in the future",
     "controller.loop": "when an event happened, for people",
+    "doctor.clock": "whether it can be right, and until when a certificate holds",
     "labels.folder": "how long ago a file was written to, before it is spoken of",
     "router.http": "the Date of an answer",
     "router.server": "refuses a label whose own time is in the future",

@@ -8,6 +8,7 @@ import typer
 
 from deployctl.cli import (
     decisions,
+    doctor,
     history,
     labels,
     ramp,
@@ -154,6 +155,7 @@ for verb, name, example in (
     (history.history, "history", "deployctl history digits"),
     (history.explain, "explain", "deployctl explain digits"),
     (report.report, "report", "deployctl report digits --html report.html"),
+    (doctor.doctor, "doctor", "deployctl doctor"),
     (replay.replay, "replay", "deployctl replay rollout.yaml --outcomes outcomes.jsonl"),
 ):
     app.command(name, epilog=_example(example))(verb)

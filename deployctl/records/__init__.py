@@ -2,7 +2,16 @@
 
 from deployctl.records.arrivals import Arrivals, Arrived, LeftOut, Pairs
 from deployctl.records.entries import LABELS, Began, Clock, Entry, Gone, Intake, labels_alone
-from deployctl.records.file import MAX_BYTES, Records, entries_of, keep_aside, read, segments_of, size_of
+from deployctl.records.file import (
+    MAX_BYTES,
+    Records,
+    check,
+    entries_of,
+    keep_aside,
+    read,
+    segments_of,
+    size_of,
+)
 from deployctl.records.join import MAX_EARLY_LABELS, MAX_JOINABLE, LabelCounts, LabelJoin
 from deployctl.records.rows import ROW, SEEN, Rows, rows_of, text_hash, without_texts
 
@@ -26,6 +35,7 @@ __all__ = [
     "Pairs",
     "Records",
     "Rows",
+    "check",
     "entries_of",
     "keep_aside",
     "labels_alone",

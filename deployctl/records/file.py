@@ -229,6 +229,21 @@ def size_of(path: Path) -> int:
     return sum(segment.stat().st_size for segment in segments_of(path))
 
 
+def check(path: Path) -> int:
+    """How many bytes of an unfinished entry the records of a rollout end with; nothing is changed.
+
+    Raises IntegrityError for other damage and UnavailableError when they cannot be read.
+    """
+    try:
+        *earlier, last = segments_of(path) or [path]
+        for segment in earlier:
+            _checked(segment, last=False)
+        whole, size = _checked(last, last=True)
+    except OSError as error:
+        raise UnavailableError(f"{path}: cannot be read: {error.strerror}") from error
+    return size - whole
+
+
 def read(path: Path) -> list[Entry]:
     """The entries of a rollout's records, for looking only."""
     return list(entries_of(path))

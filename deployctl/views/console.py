@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,16 +20,39 @@ PLAIN_WIDTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a view must fit into: columns, and whether block characters can be shown."""
+    """What a view must fit into: columns, whether block characters can be shown, and whether there is an edge at which a terminal
+    breaks lines that are longer.
+    """
 
     width: int = PLAIN_WIDTH
     ascii_only: bool = False
+    edge: bool = False
 
 
 def layout_for(stream: IO[str]) -> Layout:
     """The layout of whatever `stream` is; COLUMNS counts for terminals only."""
-    width = shutil.get_terminal_size().columns if stream.isatty() else PLAIN_WIDTH
-    return Layout(width, ascii_only=not str(getattr(stream, "encoding", "")).lower().startswith("utf"))
+    edge = stream.isatty()
+    width = shutil.get_terminal_size().columns if edge else PLAIN_WIDTH
+    ascii_only = not str(getattr(stream, "encoding", "")).lower().startswith("utf")
+    return Layout(width, ascii_only=ascii_only, edge=edge)
+
+
+def folded(text: str, first: int, indent: int, layout: Layout) -> Iterator[str]:
+    """A text that begins in column `first`, in lines that a terminal need not break; from the second on they begin in column `indent`.
+
+    A word is never cut: one that is too long for its line has it for itself. Where there is no edge it is one line.
+    """
+    if not layout.edge:
+        yield text
+        return
+    left, line = layout.width - first, ""
+    for word in text.split(" "):
+        if line and len(line) + 1 + len(word) > left:
+            yield line
+            line, left = " " * indent + word, layout.width
+        else:
+            line = f"{line} {word}" if line else word
+    yield line
 
 
 def is_screen(stream: IO[str]) -> bool:

@@ -10,7 +10,7 @@ from cli_rig import ROOT
 
 VERBS = [
     "demo", "init", "lint", "plan", "up", "down", "upgrade", "rollback", "promote", "pause", "resume", "status", "list", "history",
-    "explain", "report",
+    "explain", "report", "doctor",
 ]  # fmt: skip
 HEAVY = {
     "numpy",
