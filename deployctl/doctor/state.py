@@ -58,20 +58,25 @@ def privacy(name: str, path: Path) -> Check:
 
 
 def _directory(state: Path) -> Iterator[Check]:
-    if os.path.lexists(state):
-        target = Path(os.path.realpath(state, strict=True))  # Path.resolve has no OSError for a loop of links
-        os.scandir(target).close()
-        yield privacy("state-directory", target)
+    try:
+        state.lstat()
+    except FileNotFoundError:
+        yield _not_there(state)
         return
+    target = Path(os.path.realpath(state, strict=True))  # Path.resolve has no OSError for a loop of links
+    os.scandir(target).close()
+    yield privacy("state-directory", target)
+
+
+def _not_there(state: Path) -> Check:
     above = _nearest(state)
     if os.access(above, os.W_OK | os.X_OK):
-        yield Check("state-directory", f"{state} is not there yet; the first `up` makes it")
-    else:
-        yield problem(
-            "state-directory",
-            f"{state} is not there, and cannot be made in {above}{_read_only(above)}",
-            "set $DEPLOYCTL_STATE_DIR to a directory of your own on a disk that can be written",
-        )
+        return Check("state-directory", f"{state} is not there yet; the first `up` makes it")
+    return problem(
+        "state-directory",
+        f"{state} is not there, and cannot be made in {above}{_read_only(above)}",
+        "set $DEPLOYCTL_STATE_DIR to a directory of your own on a disk that can be written",
+    )
 
 
 def _read_only(path: Path) -> str:

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import tomllib
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -385,10 +386,31 @@ def test_a_state_directory_that_cannot_be_read_is_a_problem(tmp_path):
     assert "symbolic links" in said["state-directory"].found
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything; the loop of links stands in for it")
-def test_a_directory_without_rights_is_a_problem(tmp_path):
-    (tmp_path / "state").mkdir(mode=0o000)
-    assert states(tmp_path / "state")["state-directory"].result is Result.PROBLEM
+@pytest.mark.parametrize("closed", [".", ".."])
+def test_a_directory_without_rights_is_a_problem(closed):
+    with tempfile.TemporaryDirectory(prefix="dctl", dir="/tmp") as folder:
+        state = Path(folder, "above", "state")
+        state.mkdir(parents=True)
+        Path(folder).chmod(0o755)
+        Path(state, closed).chmod(0o000)
+        with somebody_else():
+            check = states(state)["state-directory"]
+        Path(state, closed).chmod(0o700)
+    assert check.result is Result.PROBLEM
+    assert "Permission denied" in check.found
+
+
+@contextmanager
+def somebody_else():
+    """Root may do everything: a user without rights looks in its place."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def test_a_read_only_disk_is_a_problem_and_is_looked_at_all_the_same(tmp_path):
