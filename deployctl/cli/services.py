@@ -71,6 +71,13 @@ def all_services() -> list[Service]:
     return [service_called(name) for name in list_services(state_dir())]
 
 
+def several_run() -> bool:
+    """Whether no name means more than one service."""
+    from deployctl.statedir import running_services, state_dir  # noqa: PLC0415 - as above
+
+    return len(running_services(state_dir())) > 1
+
+
 def _only_one() -> str:
     from deployctl.statedir import running_services, state_dir  # noqa: PLC0415 - as above
 

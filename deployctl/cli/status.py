@@ -1,4 +1,4 @@
-"""status and list: where a service stands, and which services there are."""
+"""status: where a service stands. Watched without a name, all of them are shown where several run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from deployctl.cli.listing import WATCH_SECONDS, watch_services
 from deployctl.cli.options import AsOutput, Name, Output
-from deployctl.cli.services import STATUS, Service, all_services, find_service
-from deployctl.errors import DeployctlError, Exit
-from deployctl.views.console import is_screen, layout_for, note, say, show, show_document
+from deployctl.cli.services import STATUS, Service, find_service, several_run
+from deployctl.errors import Exit
+from deployctl.views.console import is_screen, layout_for, say, show, show_document
 
-WATCH_SECONDS = 1.0
 EVENTS_SECONDS = 5.0
 
 
@@ -24,6 +24,8 @@ def status(
     output: AsOutput = Output.TEXT,
 ) -> int:
     """Show phase, weight, evidence, and what is still needed."""
+    if watch and name is None and several_run():
+        return watch_services(output)
     service = find_service(name)
     if watch:
         try:
@@ -38,46 +40,6 @@ def status(
 
         show(status_lines(document, layout_for(sys.stdout)))
     return Exit.DONE
-
-
-def list_services(output: AsOutput = Output.TEXT) -> None:
-    """List all services of this user, running or not."""
-    rows = [_row(service) for service in all_services()]
-    if output is Output.JSON:
-        show_document({"schema_version": 1, "services": rows})
-        return
-    if not rows:
-        note("no services yet; start one with: deployctl up FILE")
-    wide = max((len(row["service"]) for row in rows), default=0)
-    for row in rows:
-        words = f"{row['service'].ljust(wide)}  {row['state']:<13}"
-        if row["live"]:
-            words += f"  version {row['live']}  {row['phase'] or '-':<11}  {row['url']}"
-        say(words.rstrip())
-
-
-def _row(service: Service) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "service": service.name,
-        "state": "stopped",
-        "pid": None,
-        "live": None,
-        "phase": None,
-        "url": None,
-    }
-    try:
-        row["pid"] = service.pid
-    except DeployctlError as error:  # its damage hides none of the others
-        note(f"{service.name}: {error}")
-        return {**row, "state": "unreadable"}
-    if row["pid"] is None:
-        return row
-    try:
-        with service.client() as client:
-            document = client.get(STATUS, timeout=2.0)
-    except DeployctlError:
-        return {**row, "state": "not answering"}
-    return {**row, "state": "running", **{key: document.get(key) for key in ("live", "phase", "url")}}
 
 
 def _watch(service: Service, output: Output) -> None:

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 PLAIN_WIDTH = 200
 """The layout of plain output; lines may be longer, a log has no edge."""
@@ -37,22 +38,32 @@ def layout_for(stream: IO[str]) -> Layout:
     return Layout(width, ascii_only=ascii_only, edge=edge)
 
 
-def folded(text: str, first: int, indent: int, layout: Layout) -> Iterator[str]:
-    """A text that begins in column `first`, in lines that a terminal need not break; from the second on they begin in column `indent`.
+def terminal_rows(cells: int, layout: Layout) -> int:
+    """How many rows of the terminal a line of so many cells takes, at the least."""
+    return max(1, -(-cells // max(1, layout.width)))
 
-    A word is never cut: one that is too long for its line has it for itself. Where there is no edge it is one line.
+
+def fold(line: Text, indent: int, layout: Layout) -> Iterator[Text]:
+    """A line in pieces that a terminal need not break, from the second on with so many blanks before them; where there is no edge, as it is.
+
+    A word is never cut: one that is too long for its row has a row for itself, and the terminal breaks it.
     """
-    if not layout.edge:
-        yield text
-        return
-    left, line = layout.width - first, ""
-    for word in text.split(" "):
-        if line and len(line) + 1 + len(word) > left:
-            yield line
-            line, left = " " * indent + word, layout.width
-        else:
-            line = f"{line} {word}" if line else word
-    yield line
+    words, begin, at = line.plain, 0, 0
+    if layout.edge and line.cell_len > layout.width:
+        last = len(words) - len(words.lstrip())
+        first = last
+        while (at := words.find(" ", last + 1)) >= 0 or last < len(words):
+            end = at if at >= 0 else len(words)
+            if end - begin + (indent if begin else 0) > layout.width and last > max(begin, first):
+                yield _piece(line[begin:last], indent if begin else 0)
+                begin = last + 1
+            last = end
+    yield _piece(line[begin:], indent if begin else 0)
+
+
+def _piece(piece: Text, indent: int) -> Text:
+    piece.pad_left(indent)
+    return piece
 
 
 def is_screen(stream: IO[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
-from deployctl.views.console import Layout, folded
+from deployctl.views.console import Layout, fold
 
 STYLES = {"ok": "green", "warning": "bold yellow", "problem": "bold red"}
 NARROW = 60
@@ -38,20 +38,20 @@ def _check(check: Document, wide: int, layout: Layout) -> Iterator[Text]:
     head.append(f"  {check['name'].ljust(wide)}")
     broad = layout.width >= NARROW
     indent = head.cell_len + 2 if broad else 4
-    found, *more = folded(check["found"], indent, indent, layout)
-    dim = "dim" if result == "ok" else ""
+    found = Text(check["found"], style="dim" if result == "ok" else "")
     if broad:
-        yield head.append(f"  {found}", style=dim)
+        yield from fold(head.append("  ").append_text(found), indent, layout)
     else:
         head.rstrip()
         yield head
-        yield Text(" " * indent + found, style=dim)
-    yield from (Text(line, style=dim) for line in more)
+        yield from _indented(found, indent, indent, layout)
     if check["advice"]:
-        advice = folded(f"try: {check['advice']}", indent, indent + 5, layout)
-        yield from (
-            Text(line if number else " " * indent + line, style="cyan") for number, line in enumerate(advice)
-        )
+        yield from _indented(Text(f"try: {check['advice']}", style="cyan"), indent, indent + 5, layout)
+
+
+def _indented(line: Text, first: int, others: int, layout: Layout) -> Iterator[Text]:
+    line.pad_left(first)
+    return fold(line, others, layout)
 
 
 def _sum(told: Document) -> Text:

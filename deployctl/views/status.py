@@ -11,10 +11,13 @@ from typing import Any
 from rich.text import Text
 
 from deployctl.views import figures
-from deployctl.views.console import Layout
+from deployctl.views.console import Layout, fold
 
 WIDE = 170
 """From this width on, one line per metric; below it, a few short lines for each."""
+
+FACTS = 11
+"""The column in which facts begin."""
 
 PHASE_STYLES = {
     "pending": "cyan",
@@ -44,7 +47,7 @@ def status_lines(status: Document, layout: Layout) -> list[Text]:
     lines += [_fact("upgrade", words) for words in _upgrade_words(status)]
     lines.append(_fact("url", str(status.get("url") or figures.UNKNOWN)))
     lines.append(_fact("pids", _pids(status.get("pids") or {})))
-    return lines
+    return [piece for line in lines for piece in fold(line, FACTS, layout)]
 
 
 def status_line(status: Document) -> str:
@@ -172,7 +175,7 @@ def _weight_lines(status: Document, layout: Layout) -> list[Text]:
         words = f"{status.get('mirror') or 0:g} % of the requests, {dropped} dropped; {labels} labels joined"
         return [_fact("copies", words)]
     weight = float(status.get("weight") or 0.0)
-    line = Text("  weight  ", style="dim")
+    line = Text("  weight".ljust(FACTS), style="dim")
     line.append(
         figures.bar(weight / 100, 40 if layout.width >= 72 else 12, ascii_only=layout.ascii_only),
         style="cyan",
@@ -252,8 +255,12 @@ def _block(row: Document, layout: Layout) -> Iterator[Text]:
     if needed := needed_words(row):
         head.append(f"  {needed}", style="dim")
     yield head
-    yield Text(
-        f"    bad     baseline {figures.arm(row.get('baseline'))}, candidate {figures.arm(row.get('candidate'))}"
+    baseline, candidate = (f"{arm} {figures.arm(row.get(arm))}" for arm in ("baseline", "candidate"))
+    both = Text(f"    bad     {baseline}, {candidate}")
+    yield from (
+        (both,)
+        if both.cell_len <= layout.width
+        else (both[: -len(candidate) - 1], Text(f"{'':12}{candidate}"))
     )
     yield Text(f"    effect  {figures.effect(row.get('effect'), row.get('interval'))}")
     for kind, value, threshold in evidence_of(row):
@@ -266,7 +273,7 @@ def _evidence(value: float | None, threshold: float | None, layout: Layout) -> s
 
 
 def _fact(name: str, words: str) -> Text:
-    line = Text(f"  {name.ljust(6)}  ", style="dim")
+    line = Text(f"  {name}".ljust(FACTS), style="dim")
     line.append(words, style="default not dim")
     return line
 

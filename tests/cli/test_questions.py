@@ -86,10 +86,11 @@ def test_list_shows_those_that_run_and_those_that_do_not(cli, play):
     stopped.process.wait()
     done = cli("list")
     assert done.returncode == 0
-    digits, other = done.stdout.splitlines()
+    head, digits, other = done.stdout.splitlines()
+    assert head.split() == ["service", "state", "live", "phase", "step", "weight", "strategy", "url"]
     assert digits.split()[:2] == ["digits", "running"]
     assert "http://127.0.0.1:8080" in digits
-    assert other.split() == ["other", "stopped"]
+    assert other.split() == ["other", "stopped", *"------"]
     rows = json.loads(cli("list", "-o", "json").stdout)["services"]
     assert [row["state"] for row in rows] == ["running", "stopped"]
 
@@ -107,6 +108,18 @@ def test_watching_the_status_in_a_pipe_prints_lines_until_interrupted(cli, play)
     assert "12 of 19,000" in first
     service.reply("GET /v1/status", status_of(phase="promoted", weight=100))
     assert "promoted" in watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait() == 6
+
+
+def test_several_services_are_watched_together_where_none_is_named(cli, play):
+    service = play()
+    play("other")
+    watching = cli.start("status", "-w")
+    line = "running  version 1  progressing  step 2 of 6  10 %  canary  http://127.0.0.1:8080\n"
+    assert [watching.stdout.readline() for _ in range(2)] == [f"digits  {line}", f"other  {line}"]
+    service.reply("GET /v1/status", status_of(phase="promoted", weight=100, finished=True))
+    assert watching.stdout.readline() == "digits  running  version 1  promoted  http://127.0.0.1:8080\n"
     watching.send_signal(signal.SIGINT)
     assert watching.wait() == 6
 
