@@ -8,7 +8,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -16,8 +15,8 @@ from deployctl.core.metrics import METRICS
 from deployctl.core.outcome import CLIENT_LEFT, Columns, Source
 from deployctl.core.rollout import UNLOADABLE, UNWATCHED, Cause, Event, Kind, Rollout
 from deployctl.outcome_log import Answer, Boundary, Happened, Header, Line, Order, encode_header, encode_lines
-from deployctl.prediction_log import records_of, rollout_of
-from deployctl.records import Arrivals, Rows, entries_of, size_of
+from deployctl.prediction_log import Heard, records_of, rollout_of, unheard
+from deployctl.records import Arrivals, Entry, Rows, entries_of, size_of
 from deployctl.statedir import ServiceHome
 
 NEVER = 1e15
@@ -41,15 +40,17 @@ class _Label:
     """By arm."""
 
 
-def export(home: ServiceHome, rollout_id: str | None) -> Iterator[bytes]:
-    """The log of a rollout (default: the last), in pieces. Raises InvalidError when there is none of that id."""
+def export(home: ServiceHome, rollout_id: str | None, heard: Heard = unheard) -> Iterator[bytes]:
+    """The log of a rollout (default: the last), in pieces; its records are read twice. Raises InvalidError when there is none of that id."""
     rollout, events = rollout_of(home, rollout_id)
     path = records_of(home, rollout)
     length = size_of(path)
     with_labels = any(METRICS[rule.name].source is Source.LABEL for rule in rollout.plan.metrics)
-    labels, until = _labels_and_end(path, length, rollout, with_labels=with_labels)
+    once = entries_of(path, length, lambda done: heard(done, 2 * length))
+    labels, until = _labels_and_end(once, rollout, with_labels=with_labels)
     yield encode_header(_header(home.name, rollout, events, until))
-    yield from _Lines(rollout, labels).of(path, length)
+    again = entries_of(path, length, lambda done: heard(length + done, 2 * length))
+    yield from _Lines(rollout, labels).of(again)
 
 
 def _header(service: str, rollout: Rollout, events: list[Event], until: float) -> Header:
@@ -96,13 +97,13 @@ def _orders(events: list[Event]) -> Iterator[Order]:
 
 
 def _labels_and_end(
-    path: Path, length: int, rollout: Rollout, *, with_labels: bool
+    entries: Iterator[Entry], rollout: Rollout, *, with_labels: bool
 ) -> tuple[dict[Call, _Label], float]:
     """Labels by the request that they are of, and the last rollout time that was written down."""
     plan, until = rollout.plan, 0.0
     labels: dict[Call, _Label] = {}
     arrivals = Arrivals(plan.classes, with_labels=with_labels, rules=plan.labels, human=plan.people_alone)
-    for entry in entries_of(path, length):
+    for entry in entries:
         until = max(until, entry.at)
         if not with_labels:
             continue
@@ -146,10 +147,10 @@ class _Lines:
         self._last = 0.0
         self._kept = 0
 
-    def of(self, path: Path, length: int) -> Iterator[bytes]:
+    def of(self, entries: Iterator[Entry]) -> Iterator[bytes]:
         """All of these records. What is labelled, and not admitted yet, comes last."""
         arrivals = Arrivals(self._plan.classes, with_labels=False)
-        for entry in entries_of(path, length):
+        for entry in entries:
             arrived = arrivals.fold(entry)
             self._remember(arrived.rows)
             for row in arrived.outcomes:

@@ -6,6 +6,7 @@ Every column is decoded for a whole piece at once (typed structs, then numpy): a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,12 +181,13 @@ class Piece:
 
 
 class OutcomeLog:
-    """A log that is read from its beginning, once. `header` is None where the first line is an outcome already."""
+    """A log that is read from its beginning, once; `bytes_read` says how far. `header` is None where the first line is an outcome already."""
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         """Raises InvalidError when the file cannot be read, has a bad header or nothing in it."""
         self.name = name or str(path)
         self._path = path
+        self.bytes_read = 0
         self.header: Header | None = None
         with self._opened() as file:
             first = file.readline(PIECE_BYTES + 1)
@@ -198,6 +200,12 @@ class OutcomeLog:
                 self.header = _first.decode(first).header
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise InvalidError(f"{self.name}:1: {error}") from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file. Raises InvalidError."""
+        with self._opened() as file:
+            return os.fstat(file.fileno()).st_size
 
     def pieces(self) -> Iterator[Piece]:
         """The outcomes in order. Raises InvalidError with the line that is none, or whose time goes back."""
@@ -229,6 +237,7 @@ class OutcomeLog:
                 file.readline(PIECE_BYTES)
                 number = 2
             while block := file.read(PIECE_BYTES):
+                self.bytes_read = file.tell()
                 end = block.rfind(b"\n")
                 if end < 0:
                     rest += block

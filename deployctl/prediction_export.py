@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deployctl.durable import publish
 from deployctl.errors import InvalidError, UnavailableError
-from deployctl.prediction_log import Log, Role, read_log
+from deployctl.prediction_log import Heard, Log, Role, read_log, unheard
 from deployctl.statedir import ServiceHome
 
 PIECE = 20_000
@@ -56,8 +56,8 @@ class Prediction(msgspec.Struct):
     votes: list[Vote]
 
 
-def export_predictions(home: ServiceHome, rollout_id: str | None, path: Path) -> int:
-    """Write the predictions of a rollout (default: the last) into this file; gives how many.
+def export_predictions(home: ServiceHome, rollout_id: str | None, path: Path, heard: Heard = unheard) -> int:
+    """Write the predictions of a rollout (default: the last) into this file; gives how many. Its records are read twice.
 
     Raises InvalidError for a name that is neither .jsonl nor .parquet, for an unknown rollout and where pyarrow is missing.
     """
@@ -66,11 +66,11 @@ def export_predictions(home: ServiceHome, rollout_id: str | None, path: Path) ->
         raise InvalidError(f"{path}: what it should be is not known by its end; known: {', '.join(WRITERS)}")
     if path.suffix == ".parquet":
         _pyarrow()  # before anything is read
-    log = read_log(home, rollout_id)
+    log = read_log(home, rollout_id, lambda done, of: heard(done, 2 * of))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            count = writer(predictions_of(log), file)
+            count = writer(predictions_of(log, lambda done, of: heard(of + done, 2 * of)), file)
             file.flush()
             os.fsync(file.fileno())
         publish(temporary, path)
@@ -81,12 +81,12 @@ def export_predictions(home: ServiceHome, rollout_id: str | None, path: Path) ->
     return count
 
 
-def predictions_of(log: Log) -> Iterator[list[Prediction]]:
+def predictions_of(log: Log, heard: Heard = unheard) -> Iterator[list[Prediction]]:
     """The predictions of a log, in pieces, as they came in."""
     votes = _votes(log)
     of_request = log.votes["request"][votes]
     piece: list[Prediction] = []
-    for rows, ids in log.rows():
+    for rows, ids in log.rows(heard):
         texts = [*log.texts, None]
         walls = log.wall(rows["t"]).tolist()
         firsts, ends = (np.searchsorted(of_request, rows["request"], side).tolist() for side in SIDES)

@@ -6,7 +6,7 @@ which votes count is for whoever asks. A million answers take about 60 MB and a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
@@ -35,6 +35,14 @@ NONE, UNLISTED = -1, -2
 
 UNKNOWN, AMBIGUOUS = -1, -2
 """The request of a vote whose id no request has, or more than one."""
+
+
+Heard = Callable[[int, int], object]
+"""Is told how many bytes of records have been read, and of how many."""
+
+
+def unheard(_done: int, _of: int) -> None:
+    """For whoever reads without anybody waiting for it."""
 
 
 class Role(IntEnum):
@@ -106,35 +114,35 @@ class Log:
         standing: NDArray[np.void] = votes[np.sort(order[last])]
         return standing
 
-    def ids(self, rows: list[int]) -> list[str]:
+    def ids(self, rows: list[int], heard: Heard = unheard) -> list[str]:
         """The request ids of these predictions, of MAX_IDS at most. They are read again: they are most of a log's bytes."""
         if len(rows) > MAX_IDS:
             raise ValueError(f"{len(rows)} ids at once; at most {MAX_IDS}")
         wanted, found, at = set(rows), dict.fromkeys(rows, ""), 0
-        for arrived in _arrivals(self.path, self.length):
+        for arrived in _arrivals(self.path, self.length, heard):
             end = at + len(arrived.rows.columns)
             for row in wanted.intersection(range(at, end)) if arrived.rows.ids else ():
                 found[row] = arrived.rows.ids[row - at]
             at = end
         return [found[row] for row in rows]
 
-    def rows(self) -> Iterator[tuple[NDArray[np.void], list[str]]]:
+    def rows(self, heard: Heard = unheard) -> Iterator[tuple[NDArray[np.void], list[str]]]:
         """The predictions again in pieces, with their ids ("" where none was written down)."""
         at = 0
-        for arrived in _arrivals(self.path, self.length):
+        for arrived in _arrivals(self.path, self.length, heard):
             count = len(arrived.rows.columns)
             if count:
                 yield self.predictions[at : at + count], arrived.rows.ids or [""] * count
             at += count
 
 
-def read_log(home: ServiceHome, rollout_id: str | None = None) -> Log:
+def read_log(home: ServiceHome, rollout_id: str | None = None, heard: Heard = unheard) -> Log:
     """The log of a rollout (default: the last). Raises InvalidError when there is none, IntegrityError when it is damaged."""
     rollout, events = rollout_of(home, rollout_id)
     path = records_of(home, rollout)
     length = size_of(path)
     reading = _Reading()
-    for arrived in _arrivals(path, length):
+    for arrived in _arrivals(path, length, heard):
         reading.take(arrived.rows, arrived.labels, arrived.at)
     predictions, votes = reading.joined()
     return Log(
@@ -190,10 +198,10 @@ class _Arrived:
     at: float
 
 
-def _arrivals(path: Path, length: int) -> Iterator[_Arrived]:
+def _arrivals(path: Path, length: int, heard: Heard) -> Iterator[_Arrived]:
     """The rows of the rollout and the labels, batch by batch."""
     arrivals = Arrivals((), with_labels=False)
-    for entry in entries_of(path, length):
+    for entry in entries_of(path, length, lambda done: heard(done, length)):
         rows = arrivals.fold(entry).rows
         if isinstance(entry, Intake):
             yield _Arrived(rows, entry.batch.labels, entry.at)

@@ -96,6 +96,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
             "reserve",
             "statedir",
             "store",
+            "views.figures",
             "wire.admin",
             "wire.credentials",
             "wire.priority",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +44,14 @@ def _named(name: str | None) -> str | None:
         name = read_manifest(name).name
     from deployctl.statedir import ServiceHome  # noqa: PLC0415 - as above
 
-    return ServiceHome(
-        Path("/"), name
-    ).name  # raises for what cannot be a name, whatever the state directory is
+    _ = ServiceHome(Path("/"), name)  # raises for what cannot be a name, whatever the state directory is
+    return name
 
 
 def _checks(name: str | None) -> Iterator[Check]:
     """The machine's, then each service's, asked at the same time: one that hangs costs the others nothing."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as above
+
     from deployctl.doctor.check import examined  # noqa: PLC0415 - as above
     from deployctl.doctor.clock import Clocks, clock_checks  # noqa: PLC0415 - as above
     from deployctl.doctor.machine import machine_checks  # noqa: PLC0415 - as above

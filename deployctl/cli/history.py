@@ -12,6 +12,7 @@ from deployctl.cli.options import AsOutput, Name, Output
 from deployctl.cli.services import Service, find_service
 from deployctl.errors import InvalidError
 from deployctl.views.console import layout_for, note, show, show_document
+from deployctl.views.progress import Progress
 
 
 def history(
@@ -66,15 +67,18 @@ def _export(service: Service, rollout: str | None) -> None:
     """Straight from the state directory: the service need not run."""
     from deployctl.export import export  # noqa: PLC0415 - numpy: --help does without
 
-    for piece in export(service.home, rollout):
-        sys.stdout.buffer.write(piece)
-    sys.stdout.buffer.flush()
+    # On a terminal that shows the lines themselves, another one among them would only disturb.
+    with Progress("exporting", shown=not sys.stdout.isatty()) as progress:
+        for piece in export(service.home, rollout, progress):
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
 
 
 def _export_predictions(service: Service, rollout: str | None, path: Path, output: Output) -> None:
     from deployctl.prediction_export import export_predictions  # noqa: PLC0415 - as above
 
-    count = export_predictions(service.home, rollout, path)
+    with Progress("exporting") as progress:
+        count = export_predictions(service.home, rollout, path, progress)
     if output is Output.JSON:
         show_document({"schema_version": 1, "service": service.name, "file": str(path), "rows": count})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from deployctl.cli.options import AsOutput, Output, person
 from deployctl.cli.services import find_service
 from deployctl.errors import DeployctlError, Exit, InvalidError, error_for
 from deployctl.views.console import note, say, show_document
+from deployctl.views.progress import Progress
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -61,7 +63,7 @@ def add(
     service = find_service(name)
     with _opened(file) as stream, service.client() as client:
         reading = Reading(stream, "stdin" if file == "-" else file, Wanted(id_key, from_name), form)
-        sending = _Sending(client, reading)
+        sending = _Sending(client, stream, reading)
         try:
             sending.run()
         except OSError as error:
@@ -92,6 +94,7 @@ class _Sending:
     """A file on its way to the service, chunk by chunk; `counts` are the service's."""
 
     client: AdminClient
+    stream: BinaryIO
     reading: Reading
     counts: Counter[str] = field(default_factory=Counter)
     refusals: list[tuple[int, str]] = field(default_factory=list)
@@ -99,21 +102,23 @@ class _Sending:
 
     def run(self) -> None:
         """Send it all. An error says how much was sent before it."""
-        watched = sys.stderr.isatty()
         try:
-            for chunk in _chunks(self.reading):
-                self._send(chunk)
-                if watched:
-                    sys.stderr.write(f"\r{self.sent} labels sent")
-                    sys.stderr.flush()
+            with Progress("sending labels") as progress:
+                for chunk in _chunks(self.reading):
+                    self._send(chunk)
+                    done, total = self._place()
+                    progress(done, total, f"{self.sent:,} sent")
         except DeployctlError as error:
             if not self.sent:
                 raise
             message = f"{error} ({self.sent} labels were sent before that; sending them again is harmless)"
             raise error_for(error.exit_code, message) from error
-        finally:
-            if watched and self.sent:
-                sys.stderr.write("\n")
+
+    def _place(self) -> tuple[int, int | None]:
+        """How much of the file is behind us, in bytes, and how much it is; of a pipe that is not known."""
+        if not self.stream.seekable():
+            return 0, None
+        return self.stream.tell(), os.fstat(self.stream.fileno()).st_size
 
     def _send(self, chunk: list[Found]) -> None:
         from deployctl.labels import as_documents  # noqa: PLC0415 - as above

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
@@ -67,6 +66,8 @@ class Fleet:
     """All services and a connection to each; `trouble` says why one is not readable."""
 
     def __init__(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - --help does without
+
         self.trouble: dict[str, str] = {}
         self._clients: dict[str, AdminClient] = {}
         self._several = ThreadPoolExecutor(MOST_AT_ONCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +12,11 @@ import typer
 from deployctl.cli.options import AsOutput, ManifestFile, Output
 from deployctl.errors import Exit
 from deployctl.views.console import note, say, show_document
+from deployctl.views.progress import Progress
 
 if TYPE_CHECKING:
     from deployctl.core.plan import Plan
-    from deployctl.outcome_log import Header
+    from deployctl.outcome_log import Header, OutcomeLog, Piece
     from deployctl.replay import End, Replay
 
 
@@ -42,10 +44,18 @@ def replay(
 
     log = OutcomeLog(Path(outcomes), outcomes)
     run = Replay(_plan(file, log.header), log.header, salt)
-    for _ in run.run(log.pieces()):
-        pass  # a line that is none is an error, and then nothing is said of what came before it
+    with Progress("replaying") as progress:
+        for _ in run.run(_watched(log, progress)):
+            pass  # a line that is none is an error, and then nothing is said of what came before it
     _show(run, output)
     return _exit_code(run.end)
+
+
+def _watched(log: OutcomeLog, progress: Progress) -> Iterator[Piece]:
+    size = log.size
+    for piece in log.pieces():
+        yield piece
+        progress(log.bytes_read, size)
 
 
 def _plan(file: str, header: Header | None) -> Plan:

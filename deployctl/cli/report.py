@@ -12,6 +12,7 @@ import typer
 from deployctl.cli.options import AsOutput, Name, Output
 from deployctl.cli.services import find_service
 from deployctl.views.console import layout_for, note, show, show_document
+from deployctl.views.progress import Progress
 
 if TYPE_CHECKING:
     from deployctl.core.report import Recorded
@@ -64,7 +65,8 @@ def recorded(home: ServiceHome, rollout: str | None) -> Recorded:
     from deployctl.core.report import Recorded  # noqa: PLC0415 - as above
     from deployctl.prediction_log import read_log  # noqa: PLC0415 - as above
 
-    log = read_log(home, rollout)
+    with Progress("reading the records") as progress:
+        log = read_log(home, rollout, progress)
     given = log.predictions
     answers = Answers(
         request=given["request"],
@@ -83,6 +85,10 @@ def recorded(home: ServiceHome, rollout: str | None) -> Recorded:
             rows["request"], rows["label"].astype(np.int64), rows["annotator"].astype(np.int64), rows["t"]
         )
 
+    def ids(rows: list[int]) -> list[str]:
+        with Progress("looking ids up") as progress:
+            return log.ids(rows, progress)
+
     known = log.votes["request"] >= 0
     return Recorded(
         service=home.name,
@@ -94,7 +100,7 @@ def recorded(home: ServiceHome, rollout: str | None) -> Recorded:
         votes=votes(log.standing_votes()),
         shown=votes(log.votes[known & (log.votes["shown"] != 0)]),
         unmatched=int(np.count_nonzero(~known)),
-        ids=log.ids,
+        ids=ids,
     )
 
 

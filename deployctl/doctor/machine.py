@@ -18,6 +18,7 @@ from pathlib import Path
 from deployctl import __version__
 from deployctl.doctor.check import Check, examined, problem, warning
 from deployctl.rehearsal import CODE
+from deployctl.views.figures import size
 from deployctl.wire.priority import take_short_turns
 
 OLDEST_PYTHON = (3, 11)
@@ -191,11 +192,11 @@ def _memory() -> Iterator[Check]:
     elif free < LEAST_MEMORY:
         yield warning(
             "memory",
-            f"{mib(free)} are free; a service with two small versions takes about 240 MiB, and more with larger models",
+            f"{size(free)} are free; a service with two small versions takes about 240 MiB, and more with larger models",
             "end something else, or bound the workers by spec.service.limits.workerMemory",
         )
     else:
-        yield Check("memory", f"{mib(free)} are free")
+        yield Check("memory", f"{size(free)} are free")
 
 
 def free_memory() -> int | None:
@@ -208,15 +209,6 @@ def free_memory() -> int | None:
         limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         found.append(max(0, limit - used))
     return min(found, default=None)
-
-
-def mib(size: int) -> str:
-    """`12.3 GiB`, `240 MiB`, `17 KiB`."""
-    for unit, power in (("GiB", 30), ("MiB", 20)):
-        if size >= 1 << power:
-            value = size / (1 << power)
-            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
-    return f"{size / 1024:.3g} KiB"
 
 
 def uid_words(uid: int) -> str:

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from deployctl import __version__
 from deployctl.core.plan import HUMAN
-from deployctl.doctor.check import PATIENCE_SECONDS, Check, examined, of_service, problem, warning
+from deployctl.doctor.check import PATIENCE_SECONDS, Check, Result, examined, of_service, problem, warning
 from deployctl.doctor.door import certificate_checks, label_checks, token_checks
-from deployctl.doctor.machine import free_memory, mib
+from deployctl.doctor.machine import free_memory
 from deployctl.doctor.processes import Process, children, holder, port_of, process, refusal
 from deployctl.doctor.state import privacy
 from deployctl.doctor.stored import (
@@ -29,6 +29,7 @@ from deployctl.doctor.stored import (
 )
 from deployctl.errors import DeployctlError, IntegrityError, UnavailableError
 from deployctl.statedir import ServiceHome, running_pid
+from deployctl.views.figures import size, span
 from deployctl.wire.admin import AdminClient
 
 STATUS, READY = "/v1/status", "/v2/health/ready"
@@ -81,19 +82,21 @@ def _raise(error: Exception) -> Iterator[Check]:
 
 
 def _asked(home: ServiceHome) -> tuple[dict[str, Any] | None, DeployctlError | None]:
-    if not home.admin_socket.exists():
-        return None, UnavailableError(f"{home.admin_socket} is gone")
     try:
+        if not home.admin_socket.exists():
+            return None, UnavailableError(f"{home.admin_socket} is gone")
         with AdminClient(home.admin_socket, home.name) as client:
             return client.get(STATUS, timeout=PATIENCE_SECONDS), None
     except DeployctlError as error:
         return None, error
+    except OSError as error:
+        return None, UnavailableError(f"{error.filename}: {error.strerror}")
 
 
 def _directory(home: ServiceHome) -> Iterator[Check]:
     found = [privacy("directory", home.path)]
     found += [privacy("directory", path) for path in (home.records, home.models, home.log) if path.exists()]
-    bad = [one for one in found if one.result != "ok"]
+    bad = [one for one in found if one.result is not Result.OK]
     yield from bad or found[:1]
 
 
@@ -152,7 +155,7 @@ def _lives(seen: Seen) -> Iterator[Check]:
             f"end the holder: fuser {seen.home.lock_file}",
         )
         return
-    since = f" for {_span(supervisor.age)}" if supervisor else ""
+    since = f" for {span(supervisor.age)}" if supervisor else ""
     url = f" at {seen.status['url']}" if seen.status else ""
     yield Check("running", f"runs{since}{url} (pid {pid})")
 
@@ -184,7 +187,7 @@ def _processes(seen: Seen) -> Iterator[Check]:
         )
     if not held and not missing:
         said = ", ".join(f"{name} {one}" for one, name in names.items())
-        yield Check("processes", f"{said}: {mib(sum(one.memory for one in found))} of memory")
+        yield Check("processes", f"{said}: {size(sum(one.memory for one in found))} of memory")
 
 
 def _family(seen: Seen, pid: int) -> tuple[list[Process], dict[str, int]]:
@@ -341,7 +344,7 @@ def _memory(seen: Seen) -> Iterator[Check]:
     if free is not None and free < largest:
         yield warning(
             "memory",
-            f"its largest worker takes {mib(largest)}, and {mib(free)} are free: a candidate like it would not fit",
+            f"its largest worker takes {size(largest)}, and {size(free)} are free: a candidate like it would not fit",
             "make room before the next rollout, or bound the workers by spec.service.limits.workerMemory",
         )
 
@@ -375,11 +378,3 @@ def _port(seen: Seen) -> Iterator[Check]:
         yield problem(
             "port", f"{listen}: {error.strerror}", "set spec.service.listen to an address of this machine"
         )
-
-
-def _span(seconds: float) -> str:
-    """`40 s`, `3 min`, `5 h`, `12 days`."""
-    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deployctl.doctor.check import Check, examined, problem, warning
-from deployctl.doctor.machine import mib, uid_words
+from deployctl.doctor.machine import uid_words
 from deployctl.reserve import RESERVE_BYTES
 from deployctl.statedir import MAX_SOCKET_PATH_BYTES, OTHERS_WRITE, ServiceHome
+from deployctl.views.figures import size
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 LEAST_FREE = 16 << 20
@@ -139,7 +140,7 @@ def _disk(path: Path) -> Iterator[Check]:
     status = os.statvfs(path)
     free = status.f_bavail * status.f_frsize
     if free < LEAST_FREE:
-        found = f"{mib(free)} are free at {path}: a journal keeps back {mib(RESERVE_BYTES)}, and then only rollbacks are written down"
+        found = f"{size(free)} are free at {path}: a journal keeps back {size(RESERVE_BYTES)}, and then only rollbacks are written down"
         bad = problem if free < 2 * RESERVE_BYTES else warning
         yield bad("disk", found, "make room, or set $DEPLOYCTL_STATE_DIR to a larger disk")
     elif status.f_files and not status.f_favail:
@@ -147,7 +148,7 @@ def _disk(path: Path) -> Iterator[Check]:
             "disk", f"no more files can be made at {path} (no inodes are left)", "remove files there"
         )
     else:
-        yield Check("disk", f"{mib(free)} are free at {path}")
+        yield Check("disk", f"{size(free)} are free at {path}")
 
 
 def _sockets(state: Path) -> Iterator[Check]:

@@ -15,13 +15,13 @@ from deployctl.core.plan import HUMAN, Version
 from deployctl.core.service import Service
 from deployctl.doctor.check import Check, problem, warning
 from deployctl.doctor.clock import journal_is_ahead
-from deployctl.doctor.machine import mib
 from deployctl.errors import IntegrityError
 from deployctl.journal import inspect
 from deployctl.records import MAX_BYTES, check, segments_of
 from deployctl.reserve import RESERVE_BYTES
 from deployctl.statedir import ServiceHome
 from deployctl.store import DIGEST, INCOMING, Store
+from deployctl.views.figures import size
 
 _RECOVER = "deployctl up FILE --recover: it keeps the file aside and serves the last version that is proven"
 _PUT_BACK = "put the file of that digest back there, from where it was taken or from a backup"
@@ -79,6 +79,7 @@ def journal_checks(home: ServiceHome, story: Told, *, runs: bool) -> Iterator[Ch
         yield problem("journal", words, advice or _RECOVER, integrity=True)
         return
     if found.damage:
+        story.service = None  # what came after it is not known
         yield problem(
             "journal",
             f"{home.journal}:{count + 1}: this record is damaged: {found.damage}; {count} before it are proven",
@@ -103,9 +104,9 @@ def record_checks(home: ServiceHome, story: Told) -> Iterator[Check]:
     if rollout is None or path is None or rollout.finished or not segments_of(path):
         return
     unfinished = check(path)
-    size = mib(sum(segment.stat().st_size for segment in segments_of(path)))
+    length = size(sum(segment.stat().st_size for segment in segments_of(path)))
     rest = f", {unfinished} bytes of an unfinished entry at the end" if unfinished else ""
-    yield Check("records", f"{size} of rollout {rollout.id}, every checksum holds{rest}")
+    yield Check("records", f"{length} of rollout {rollout.id}, every checksum holds{rest}")
 
 
 def model_checks(home: ServiceHome, story: Told, *, runs: bool) -> Iterator[Check]:
@@ -134,9 +135,9 @@ def model_checks(home: ServiceHome, story: Told, *, runs: bool) -> Iterator[Chec
             )
     if not bad:
         many = f"{len(stored)} model{'s' if len(stored) != 1 else ''}"
-        size = mib(sum(map(_size, stored)))
+        room = size(sum(map(_size, stored)))
         yield Check(
-            "models", f"{many} ({size}), each with the bytes of its digest" if stored else "none is stored"
+            "models", f"{many} ({room}), each with the bytes of its digest" if stored else "none is stored"
         )
 
 
@@ -144,11 +145,11 @@ def room_checks(home: ServiceHome, story: Told, free: Callable[[], int], *, runs
     """What the service may still write, against what is free on its disk."""
     used = sum(map(_size, home.records.glob("*.records*")))
     may, left = max(0, story.max_bytes - used), free()
-    told = f"{mib(used)} of records, of at most {mib(story.max_bytes)} (spec.log.maxSize)"
+    told = f"{size(used)} of records, of at most {size(story.max_bytes)} (spec.log.maxSize)"
     if left < may:
         yield warning(
             "log-size",
-            f"{told}, and only {mib(left)} are free on the disk",
+            f"{told}, and only {size(left)} are free on the disk",
             "make room or lower spec.log.maxSize: on a full disk a canary is rolled back as nobody can watch it",
         )
     else:
@@ -158,7 +159,7 @@ def room_checks(home: ServiceHome, story: Told, free: Callable[[], int], *, runs
     if runs and held < RESERVE_BYTES:
         yield warning(
             "reserve",
-            f"{mib(held)} are kept back for rollbacks on a full disk, and not {mib(RESERVE_BYTES)}: the disk is or was full",
+            f"{size(held)} are kept back for rollbacks on a full disk, and not {size(RESERVE_BYTES)}: the disk is or was full",
             "make room: it is filled again after the next record",
         )
 

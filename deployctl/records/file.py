@@ -249,21 +249,26 @@ def read(path: Path) -> list[Entry]:
     return list(entries_of(path))
 
 
-def entries_of(path: Path, length: int | None = None) -> Iterator[Entry]:
-    """The entries of a rollout's records one by one, of the first `length` bytes; an unfinished last one is left out.
+def entries_of(
+    path: Path, length: int | None = None, heard: Callable[[int], object] = lambda _: None
+) -> Iterator[Entry]:
+    """The entries of a rollout's records one by one, of the first `length` bytes; an unfinished last one is left out. `heard` is told
+    after each how many bytes have been read.
 
     Raises IntegrityError for other damage and UnavailableError when it cannot be read.
     """
+    before = 0
     try:
         segments = segments_of(path) or [path]
         for segment in segments:
             with segment.open("rb") as file:
                 for body, end in _bodies(file, segment, last=segment == segments[-1]):
-                    if length is not None and end > length:
+                    if length is not None and before + end > length:
                         return
+                    heard(before + end)
                     if not body.startswith(_MARK):
                         yield decode(body)
-                length = None if length is None else length - file.tell()
+                before += file.tell()
     except OSError as error:
         raise UnavailableError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -27,6 +27,23 @@ def percent(share: float | None) -> str:
     return f"{value:.0f} %" if value in {0.0, 100.0} else f"{value:.3g} %"
 
 
+def size(number: float) -> str:
+    """Bytes: `12.3 GiB`, `240 MiB`, `17 KiB`."""
+    for unit, power in (("GiB", 30), ("MiB", 20)):
+        if number >= 1 << power:
+            value = number / (1 << power)
+            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{number / 1024:.3g} KiB"
+
+
+def span(seconds: float) -> str:
+    """`40 s`, `3 min`, `5 h`, `12 days`."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def weight(percentage: float | None) -> str:
     """A weight is a percentage already."""
     return UNKNOWN if percentage is None else f"{percentage:g} %"

@@ -19,7 +19,7 @@ from deployctl.journal import Journal
 from deployctl.outcome_log import OutcomeLog
 from deployctl.prediction_export import export_predictions
 from deployctl.prediction_log import AMBIGUOUS, NONE, UNKNOWN, Role, read_log
-from deployctl.records import Arrivals, Began, Gone, Intake, Records
+from deployctl.records import Arrivals, Began, Gone, Intake, Records, size_of
 from deployctl.statedir import ServiceHome
 from deployctl.wire.orders import LabelRow
 
@@ -158,6 +158,23 @@ def test_records_that_made_room_for_newer_ones_are_said_to_be_gone(shadow):
     for reading in (read_log, lambda home: list(export(home, None))):
         with pytest.raises(InvalidError, match=r"m-1-cafe are gone.*maxSize"):
             reading(shadow.home)
+
+
+def test_whoever_waits_is_told_how_much_has_been_read_and_of_how_much(shadow, tmp_path):
+    for serial in range(50):
+        shadow.take(Row(f"r{serial}", serial=serial))
+    length = size_of(shadow.home.records / f"{ROLLOUT}.records")
+    for passes, reading in (
+        (1, lambda heard: read_log(shadow.home, None, heard)),
+        (1, lambda heard: read_log(shadow.home).ids([0], heard)),
+        (2, lambda heard: list(export(shadow.home, None, heard))),
+        (2, lambda heard: export_predictions(shadow.home, None, tmp_path / "all.jsonl", heard)),
+    ):
+        heard = []
+        reading(lambda done, of, heard=heard: heard.append((done, of)))
+        assert heard == sorted(heard)
+        assert heard[-1] == (passes * length, passes * length)
+        assert len(heard) >= 50
 
 
 # ── for notebooks ──────────────────────────────────────────────────────────────────────────────────────────────────
