@@ -57,6 +57,25 @@ def state_dir() -> Path:
     return Path(home, ".local", "state", "deployctl")
 
 
+def model_in_cache(state: Path, digest: str) -> Path:
+    """Where commands leave the model with this digest (sha256:…) for a service to copy. No service has a name with a dot."""
+    return state / ".cache" / "models" / digest.replace(":", "/")
+
+
+def make_model_cache(state: Path) -> Path:
+    """The directory of the fetched models, made 0700 where it is missing. Raises UnavailableError."""
+    root = state / ".cache" / "models"
+    try:
+        make_directory(state)
+        _refuse_writable_by_others(state)
+        for directory in (root.parent, root, root / "sha256", root / "incoming"):
+            _make_private(directory)
+        sync_directory(root)
+    except OSError as error:
+        raise _unavailable(root, "cannot be made", error) from error
+    return root
+
+
 def list_services(state: Path) -> list[str]:
     """The names of all services that have state here, running or not. One that cannot be looked into hides none of the others."""
     try:

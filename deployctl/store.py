@@ -25,6 +25,11 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 INCOMING = ".incoming-"
 
 
+def is_digest(value: object) -> bool:
+    """Whether this is the digest of a model."""
+    return isinstance(value, str) and DIGEST.fullmatch(value) is not None
+
+
 class Store:
     """The directory `models/` of a service; made by the first `add`."""
 
@@ -55,7 +60,7 @@ class Store:
 
     def path(self, digest: str) -> Path:
         """Where the bytes of a digest are, or would be. Raises InvalidError when it is no digest."""
-        if not DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise InvalidError(f"{digest!r} is no digest; write sha256: and 64 hexadecimal digits")
         return self.root / f"{digest.replace(':', '-')}.onnx"
 

@@ -161,13 +161,21 @@ class Supervisor:
     """The parent of one service. Obeys the controller's messages and the signals of whoever started it."""
 
     def __init__(
-        self, lock: ServiceLock, manifest: Path, sockets: Sockets, *, recover: bool, as_json: bool
+        self,
+        lock: ServiceLock,
+        manifest: Path,
+        sockets: Sockets,
+        *,
+        recover: bool,
+        as_json: bool,
+        baseline_digest: str | None = None,
     ) -> None:
         self._lock = lock
         self._home = lock.home
         self._as_json = as_json
         self._manifest = manifest
         self._recover = recover
+        self._baseline_digest = baseline_digest
         self._data = sockets.data
         self._admin = sockets.admin
         self._orders = sockets.orders
@@ -260,6 +268,8 @@ class Supervisor:
             ]
             if self._recover:
                 argv.append("--recover")
+            if self._baseline_digest is not None:
+                argv += ["--baseline-digest", self._baseline_digest]
             fds = (self._admin.fileno(), self._orders.fileno(), theirs.fileno())
             child = Child("controller", argv, fds)
             self._controller = child
@@ -627,6 +637,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True, help="the service's own directory")
     parser.add_argument("--listen", required=True, help="HOST:PORT")
     parser.add_argument("--recover", action="store_true")
+    parser.add_argument("--baseline-digest", help="of a remote baseline, which `up` has fetched")
     parser.add_argument("--output", choices=["text", "json"], help="given by `up` in the foreground")
     parser.add_argument(
         "--take-over", type=int, help="where the release that ran until now left what it held"
@@ -652,7 +663,14 @@ def main() -> int:
 
 
 def _supervisor(lock: ServiceLock, sockets: Sockets, given: argparse.Namespace) -> Supervisor:
-    return Supervisor(lock, given.manifest, sockets, recover=given.recover, as_json=given.output == "json")
+    return Supervisor(
+        lock,
+        given.manifest,
+        sockets,
+        recover=given.recover,
+        as_json=given.output == "json",
+        baseline_digest=given.baseline_digest,
+    )
 
 
 def _taken_over(home: ServiceHome, given: argparse.Namespace) -> Supervisor:

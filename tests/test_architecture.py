@@ -36,6 +36,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "journal": ({"core", "errors", "durable", "reserve"}, set()),
     "statedir": ({"core", "errors", "durable"}, set()),
     "store": ({"core", "errors", "durable"}, set()),
+    # httpx, tenacity, fsspec and yaml are imported when something is fetched
+    "sources": (
+        {"errors", "durable", "manifest.model_uri", "statedir", "store"},
+        {"httpx", "tenacity", "fsspec", "yaml"},
+    ),
     "labels": ({"core", "errors", "durable"}, {"msgspec"}),
     # a batch is admitted in the form in which it crossed the wire
     "records": ({"core", "errors", "durable", "wire.orders"}, {"msgspec", "numpy"}),
@@ -77,8 +82,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"core", "errors", "journal", "statedir", "store", "traffic", "webhooks", "wire"},
         {"uvloop"},
     ),
-    # tells the manifest loader which engines and label sources there are
-    "controller.commands": ({"core", "errors", "labels", "manifest", "traffic"}, set()),
+    # tells the manifest loader which engines, label sources and model sources there are
+    "controller.commands": (
+        {"core", "errors", "labels", "manifest", "sources", "statedir", "traffic"},
+        set(),
+    ),
     # both ends of the tie between it and its children
     "supervisor": ({"errors", "statedir", "handover", "wire.lifeline", "wire.priority"}, set()),
     "handover": ({"errors", "wire.lifeline"}, set()),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from deployctl.cli.follow import Arrivals, Following, Until, follow, signals_into
 from deployctl.cli.manifests import read_manifest
+from deployctl.cli.models import baseline_for, digests_for
 from deployctl.cli.options import Output, person
 from deployctl.cli.services import Service, service_called
 from deployctl.errors import Exit, InvalidError, UnavailableError
@@ -42,10 +43,11 @@ def begin(file: str, strategy: str, wanted: Wanted) -> int:
     path, name = Path(file).absolute(), manifest.name
     service = service_called(name)
     arrivals: Arrivals = SimpleQueue()
+    _start_if_wanted(service, manifest, arrivals, up=wanted.up)
+    digests = digests_for(service, manifest, str(path))  # Ctrl-C ends a download at once: nothing has begun
     with signals_into(arrivals):
-        if service.pid is None:
-            _start(service, manifest, up=wanted.up)
-        order = {"manifest": manifest.text, "path": str(path), "strategy": strategy, "by": person()}
+        told = {"manifest": manifest.text, "path": str(path), "strategy": strategy, "by": person()}
+        order = {**told, "digests": digests}
         answer = service.post("/v1/rollouts", order)
         if wanted.detach or answer["state"] == "already_live" or answer["rollout"] is None:
             if wanted.output is Output.JSON:
@@ -94,11 +96,15 @@ def _seconds(duration: str) -> float:
         raise InvalidError(f"--timeout: {error}") from error
 
 
-def _start(service: Service, manifest: Manifest, *, up: bool) -> None:
+def _start_if_wanted(service: Service, manifest: Manifest, arrivals: Arrivals, *, up: bool) -> None:
+    if service.pid is not None:
+        return
     if not up:
         raise UnavailableError(
             f"service '{service.name}' is not running; start it with: deployctl up FILE, or add --up"
         )
     from deployctl.cli.up import start_detached  # noqa: PLC0415 - only with --up
 
-    note(start_detached(service, manifest).words)
+    baseline = baseline_for(service, manifest)
+    with signals_into(arrivals):
+        note(start_detached(service, manifest, baseline=baseline).words)

@@ -17,6 +17,7 @@ def read_manifest(file: str) -> Manifest:
     from deployctl.labels import LABEL_SOURCES  # noqa: PLC0415 - as above
     from deployctl.manifest.load import load  # noqa: PLC0415 - as above
     from deployctl.manifest.loader import MAX_BYTES  # noqa: PLC0415 - as above
+    from deployctl.sources import SOURCE_FORMS  # noqa: PLC0415 - as above
     from deployctl.traffic import BACKENDS  # noqa: PLC0415 - as above
 
     path = Path(file).absolute()
@@ -25,4 +26,12 @@ def read_manifest(file: str) -> Manifest:
             text = opened.read(MAX_BYTES + 1)  # one more than allowed, so that the loader sees it is too long
     except OSError as error:
         raise InvalidError(f"{file}: cannot be read: {error.strerror or error}") from error
-    return load(text, file, engines=BACKENDS, metrics=METRICS, base=path.parent, label_sources=LABEL_SOURCES)
+    return load(
+        text,
+        file,
+        engines=BACKENDS,
+        metrics=METRICS,
+        base=path.parent,
+        label_sources=LABEL_SOURCES,
+        model_sources=SOURCE_FORMS,
+    )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from deployctl.cli.manifests import read_manifest
+from deployctl.cli.models import fetch_models
 from deployctl.core.plan import HookType
 from deployctl.errors import Exit, InvalidError
 from deployctl.views.console import say, show_document
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deployctl.core.forecast import MetricForecast, StepForecast, Traffic
     from deployctl.core.plan import Plan, Version
     from deployctl.manifest.manifest import Manifest, ModelRef
@@ -35,13 +38,13 @@ def run_plan(
 
     if rate <= 0 or not 0 <= base_rate < 1:
         raise InvalidError("--rate must be above 0 requests a second, --base-rate from 0 to below 1")
-    manifest = read_manifest(file)
+    manifest, resolved = _fetched(read_manifest(file))
     together = manifest.service.batching
     baseline, ours = (
         (HUMAN, None) if manifest.baseline is None else _checked(manifest.baseline, together=together)
     )
     if manifest.candidate is None or manifest.strategy is None:
-        _print_service(manifest, baseline, ours, as_json=as_json)
+        _print_service(manifest, baseline, ours, _models(manifest, resolved), as_json=as_json)
         return Exit.DONE
     checked = [_checked(candidate, together=together) for candidate in manifest.candidates]
     compiled = plan(manifest, baseline, *(version for version, _ in checked))
@@ -50,7 +53,8 @@ def run_plan(
     difference = next((words for _, theirs in checked if (words := _difference(ours, theirs))), None)
     order = None if difference else _class_order(manifest)
     reports = [(baseline.version, ours), *((version.version, theirs) for version, theirs in checked)]
-    found = Findings(difference, order, _batching(reports))
+    models = _models(manifest, resolved)
+    found = Findings(difference, order, _batching(reports), models)
     if as_json:
         show_document(_document(manifest, compiled, traffic, steps, found))
     else:
@@ -62,12 +66,48 @@ def run_plan(
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What the models themselves show: how a candidate differs from the baseline in what callers rely on (its signature, the order of its
-    classes), and by version how requests may share inferences.
+    classes), by version how requests may share inferences, and what each uri means.
     """
 
     signature: str | None
     class_order: str | None
     batching: dict[str, dict[str, Any]]
+    models: list[dict[str, str]]
+
+
+def _fetched(manifest: Manifest) -> tuple[Manifest, dict[str, str]]:
+    """The manifest with a file for every model, and by their places what the uris of the remote ones mean."""
+    found = fetch_models(manifest, manifest.models)
+
+    def here(place: str, model: ModelRef) -> ModelRef:
+        return replace(model, path=found[place].path, digest=found[place].digest) if place in found else model
+
+    baseline = None if manifest.baseline is None else here("baseline", manifest.baseline)
+    candidates = tuple(here(f"candidates/{at}", one) for at, one in enumerate(manifest.candidates))
+    resolved = {place: one.resolved for place, one in found.items()}
+    return replace(manifest, baseline=baseline, candidates=candidates), resolved
+
+
+def _models(manifest: Manifest, resolved: dict[str, str]) -> list[dict[str, str]]:
+    """What each uri means: the file or the place, and the digest of its bytes."""
+    from deployctl.manifest.model_uri import redacted  # noqa: PLC0415 - as above
+
+    return [
+        {
+            "place": place,
+            "version": model.version,
+            "uri": redacted(model.uri or str(model.path)),
+            "resolved": resolved.get(place, str(model.path)),
+            "digest": _digest(model),
+        }
+        for place, model in manifest.models.items()
+    ]
+
+
+def _model_lines(models: list[dict[str, str]]) -> Iterator[str]:
+    for model in models:
+        means = "" if model["uri"] == model["resolved"] else f" = {model['resolved']}"
+        yield f"model of version {model['version']}: {model['uri']}{means} ({model['digest']})"
 
 
 def _class_order(manifest: Manifest) -> str | None:
@@ -101,12 +141,17 @@ def _loaded(model: ModelRef, digest: str) -> Model:
     from deployctl.serving.model import Model  # noqa: PLC0415 - onnxruntime
     from deployctl.serving.watch import Watch  # noqa: PLC0415 - as above
 
-    return Model(model.path, digest, Watch())
+    return Model(_file(model), digest, Watch())
+
+
+def _file(model: ModelRef) -> Path:
+    assert model.path is not None  # a remote one has been fetched
+    return model.path
 
 
 def _digest(model: ModelRef) -> str:
     try:
-        return f"sha256:{sha256(model.path.read_bytes()).hexdigest()}"
+        return f"sha256:{sha256(_file(model).read_bytes()).hexdigest()}"
     except OSError as error:
         raise InvalidError(
             f"{str(model.path)!r} cannot be read: {error.strerror or error}; a model's uri is relative to the manifest"
@@ -122,17 +167,22 @@ def _difference(ours: dict[str, Any] | None, theirs: dict[str, Any]) -> str | No
 
 
 def _print_service(
-    manifest: Manifest, baseline: Version, report: dict[str, Any] | None, *, as_json: bool
+    manifest: Manifest,
+    baseline: Version,
+    report: dict[str, Any] | None,
+    models: list[dict[str, str]],
+    *,
+    as_json: bool,
 ) -> None:
     batching = _batching([(baseline.version, report)])
     if as_json:
         document = {"schema_version": 1, "service": manifest.name, "baseline": asdict(baseline), "steps": []}
-        show_document(document | {"batching": batching})
+        show_document(document | {"models": models, "batching": batching})
     else:
         say(
             f"{manifest.name}: version {baseline.version} ({baseline.digest[:19]}) alone; nothing to roll out"
         )
-        for line in _batching_lines(batching):
+        for line in (*_model_lines(models), *_batching_lines(batching)):
             say(line)
 
 
@@ -157,6 +207,7 @@ def _document(
         "baseline": asdict(plan.baseline),
         "candidate": asdict(plan.candidate),
         "candidates": [asdict(version) for version in plan.candidates],
+        "models": found.models,
         "unit": plan.unit,
         "alpha": plan.alpha,
         "beta": plan.beta,
@@ -180,6 +231,7 @@ def _lines(
     tried = ", ".join(f"version {one.version} ({one.digest[:19]})" for one in plan.candidates)
     live = "people" if plan.people_alone else f"version {plan.baseline.version} ({plan.baseline.digest[:19]})"
     yield f"{manifest.name}: {plan.strategy} of {tried} against {live}"
+    yield from _model_lines(found.models)
     yield f"signatures: {found.signature or 'inputs and outputs are the same'}"
     if found.class_order:
         yield f"classes: {found.class_order}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from deployctl.cli.manifests import read_manifest
+from deployctl.cli.models import baseline_for
 from deployctl.cli.options import AsOutput, ManifestFile, Name, Output
 from deployctl.cli.services import STATUS, Service, find_service, service_called
 from deployctl.errors import ConflictError, DeployctlError, Exit, UnavailableError, error_for
@@ -74,7 +75,8 @@ def up(
     if pid := service.pid:
         running = _already_running(service, manifest, pid)
     elif detach:
-        running = start_detached(service, manifest, recover=recover)
+        baseline = baseline_for(service, manifest)
+        running = start_detached(service, manifest, recover=recover, baseline=baseline)
     else:
         _become(service, manifest, recover=recover, output=output)
     if output is Output.JSON:
@@ -95,15 +97,17 @@ def down(name: Name = None, output: AsOutput = Output.TEXT) -> None:
         say(f"{service.name}: {'stopped' if pid is not None else 'nothing to do, it is not running'}")
 
 
-def start_detached(service: Service, manifest: Manifest, *, recover: bool = False) -> Running:
-    """Start the supervisor in a session of its own and wait until it serves; its error becomes ours."""
+def start_detached(
+    service: Service, manifest: Manifest, *, recover: bool = False, baseline: str | None = None
+) -> Running:
+    """Start the supervisor in a session of its own and wait until it serves; its error becomes ours. `baseline` is the digest of a remote one."""
     service.home.create()
     log = service.home.log / "service.log"
     try:
         with log.open("ab") as sink:
             began = sink.tell()
             child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                _supervisor(service, manifest, recover=recover),
+                _supervisor(service, manifest, recover=recover, baseline=baseline),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -172,15 +176,21 @@ def _already_running(service: Service, manifest: Manifest, pid: int) -> Running:
 
 def _become(service: Service, manifest: Manifest, *, recover: bool, output: Output) -> NoReturn:
     """The supervisor takes this process over, and with it the terminal; it says itself where it serves."""
-    arguments = [*_supervisor(service, manifest, recover=recover), "--output", output.value]
+    baseline = baseline_for(service, manifest)
+    arguments = [
+        *_supervisor(service, manifest, recover=recover, baseline=baseline),
+        *("--output", output.value),
+    ]
     os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter and module
 
 
-def _supervisor(service: Service, manifest: Manifest, *, recover: bool) -> list[str]:
+def _supervisor(service: Service, manifest: Manifest, *, recover: bool, baseline: str | None) -> list[str]:
     """The command line of a service; where it listens is there because the supervisor reads no manifest."""
     listen = manifest.service
     arguments = [sys.executable, "-m", "deployctl.supervisor", "--manifest", str(_path(manifest))]
     arguments += ["--state", str(service.home.path), "--listen", f"{listen.host}:{listen.port}"]
+    if baseline is not None:
+        arguments += ["--baseline-digest", baseline]
     return [*arguments, "--recover"] if recover else arguments
 
 

@@ -36,7 +36,7 @@ from deployctl.errors import (
 )
 from deployctl.journal import Journal
 from deployctl.statedir import ServiceHome
-from deployctl.store import Store
+from deployctl.store import Store, is_digest
 from deployctl.traffic.builtin import RouterLink
 from deployctl.webhooks import Caller
 from deployctl.wire import admin
@@ -71,6 +71,7 @@ class Api:
             ("GET", "/v1/history"): self._history,
             ("GET", "/v1/explain"): self._explain,
             ("POST", "/v1/up"): self._up,
+            ("POST", "/v1/models"): self._models,
             ("POST", "/v1/rollouts"): self._start,
             ("POST", "/v1/rollback"): self._rollback,
             ("POST", "/v1/promote"): self._promote,
@@ -138,9 +139,17 @@ class Api:
         message = await self._commands.up_again(_text(request, "manifest"), Path(_text(request, "path")))
         return {"changed": False, "message": message}
 
+    async def _models(self, request: admin.AdminRequest) -> dict[str, Any]:
+        return {
+            "wanted": await self._commands.wanted(_text(request, "manifest"), Path(_text(request, "path")))
+        }
+
     async def _start(self, request: admin.AdminRequest) -> dict[str, Any]:
         text, path, by = (_text(request, name) for name in ("manifest", "path", "by"))
-        return await self._commands.start_rollout(text, Path(path), by)
+        digests = request.body.get("digests") or {}
+        if not isinstance(digests, dict) or not all(map(is_digest, digests.values())):
+            raise InvalidError(f"{request.method} {request.path}: 'digests' are sha256:… by their places")
+        return await self._commands.start_rollout(text, Path(path), by, digests)
 
     async def _rollback(self, request: admin.AdminRequest) -> dict[str, Any]:
         reason, to = request.body.get("reason") or "", request.body.get("to")
@@ -237,7 +246,8 @@ async def _control(
     api = Api(controller, commands, link, renewal, hooks, given.address)
     admin.serve(socket.socket(fileno=given.admin_fd), api.handle)
     takes_over = given.fence > 1 and controller.service is not None
-    await commands.up(None if takes_over else _read(given.manifest), given.manifest)
+    text = None if takes_over else _read(given.manifest)
+    await commands.up(text, given.manifest, given.baseline_digest)
     ticking = asyncio.get_running_loop().create_task(_tick(controller, renewal))
     await _until_serving(controller, link, traffic, ended)
     api.serving.set()
@@ -343,6 +353,7 @@ def main() -> None:
     parser.add_argument("--fence", type=int, required=True)
     parser.add_argument("--generation", type=int, default=0)
     parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--baseline-digest")
     parser.add_argument("--address", required=True)
     parser.add_argument("--recover", action="store_true")
     uvloop.run(run(parser.parse_args()))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deployctl.controller import door
-from deployctl.controller.loop import Controller
+from deployctl.controller.loop import Controller, fingerprint
 from deployctl.controller.workers import SupervisorLink
 from deployctl.core.metrics import METRICS
 from deployctl.core.plan import HUMAN, Phase, Plan, Version
@@ -43,6 +43,8 @@ from deployctl.manifest.manifest import (
     service_spec,
     webhooks,
 )
+from deployctl.sources import SOURCE_FORMS
+from deployctl.statedir import model_in_cache
 from deployctl.traffic import BACKENDS
 
 LOAD_SECONDS = 60.0
@@ -50,6 +52,9 @@ LOAD_SECONDS = 60.0
 
 SPARE_FILES = 256
 """Files that a router has open beside its callers' connections, at most."""
+
+Digests = Mapping[str, str]
+"""The digests of fetched models by their places in the manifest."""
 
 CONFIRM_SECONDS = 20.0
 """How long it may take until the routers read back what is written down, a worker that has to come back included, before a person
@@ -95,14 +100,16 @@ class Commands:
         self.token: Callable[[], str] = partial(secrets.token_hex, 3)
         self.read: Callable[[bytes, Path], Awaitable[Manifest]] = read_manifest
 
-    async def up(self, text: str | None, path: Path) -> None:
+    async def up(self, text: str | None, path: Path, baseline: str | None = None) -> None:
         """Serve the baseline of the manifest or, after a restart, what the journal says is live.
 
-        `text` is None for a controller that takes over from one that died: the journal alone counts then.
+        `text` is None for a controller that takes over from one that died: the journal alone counts then. `baseline` is the digest of
+        a remote one, which whoever started the service has fetched.
         """
         controller = self._controller
         if text is not None:
-            await self._serve(await self.read(text.encode(), path))
+            digests = {} if baseline is None else {"baseline": baseline}
+            await self._serve(await self.read(text.encode(), path), digests)
         controller.home.make_input_key()
         self._supervisor.start_routers(self.router_settings())
         controller.act(controller.monotonic())
@@ -145,14 +152,14 @@ class Commands:
             raise IntegrityError(f"{stored}: the model of live version {live.version} is gone; put it back")
         return live
 
-    async def _serve(self, manifest: Manifest) -> None:
+    async def _serve(self, manifest: Manifest, digests: Digests) -> None:
         """Write down what is served, if that is new."""
         controller = self._controller
         spec = service_spec(manifest)
         _refuse_too_few_files(spec)
         door.keep(controller.home, spec)
         if controller.service is None:
-            await self._first_up(manifest, spec)
+            await self._first_up(manifest, spec, digests)
         elif spec != controller.spec or self._keeps_something_else(manifest):
             live = controller.service.live
             assert live is not None
@@ -171,9 +178,10 @@ class Commands:
         files, log = label_files(manifest), asdict(manifest.log)
         self._controller.record_served(spec, live, prediction, manifest.text, files, log)
 
-    async def _first_up(self, manifest: Manifest, spec: dict[str, Any]) -> None:
+    async def _first_up(self, manifest: Manifest, spec: dict[str, Any], digests: Digests) -> None:
         controller = self._controller
-        baseline = self._baseline(manifest)
+        written = manifest.baseline
+        baseline = HUMAN if written is None else self._stored(written, digests.get("baseline"))
         controller.spec = spec
         prediction = _prediction(manifest)
         controller.remember_prediction(baseline, prediction)
@@ -185,8 +193,26 @@ class Commands:
         self._same_service(await self.read(text.encode(), path))
         return f"{self._controller.name} runs already with this spec.service: nothing to do"
 
-    async def start_rollout(self, text: str, path: Path, by: str) -> dict[str, Any]:
-        """Start the rollout of a manifest, or follow it when it runs already.
+    async def wanted(self, text: str, path: Path) -> list[str]:
+        """Which models of this manifest have to be fetched for its rollout: by their places, the remote ones that are not here.
+
+        None where it runs already: what an alias means by now is not asked then.
+        """
+        manifest = await self.read(text.encode(), path)
+        self._same_service(manifest)
+        if self._is_running(manifest):
+            return []
+        store = self._controller.store
+        return [
+            place
+            for place, model in manifest.models.items()
+            if model.path is None and not (model.digest and store.holds(model.digest))
+        ]
+
+    async def start_rollout(
+        self, text: str, path: Path, by: str, digests: Digests | None = None
+    ) -> dict[str, Any]:
+        """Start the rollout of a manifest, or follow it when it runs already. `digests` are those of its fetched models, by their places.
 
         The candidate is loaded, warmed and compared with the live version's signature before anything is written down.
         """
@@ -195,14 +221,15 @@ class Commands:
             raise InvalidError(f"{path}: no candidate and strategy in it: nothing to roll out")
         async with self._starting:
             try:
-                return await self._start(manifest, text, by)
+                return await self._start(manifest, by, digests or {})
             finally:
                 self._remove_models()
 
-    async def _start(self, manifest: Manifest, text: str, by: str) -> dict[str, Any]:
+    async def _start(self, manifest: Manifest, by: str, digests: Digests) -> dict[str, Any]:
         self._same_service(manifest)
-        baseline = self._baseline(manifest)
-        candidates = [self._stored(model) for model in manifest.candidates]
+        versions = self._versions(manifest, digests)
+        baseline = versions.pop("baseline", HUMAN)
+        candidates = [*versions.values()]
         desired = plan(manifest, baseline, *candidates)
         settled = self._settled(desired)
         if settled is not None:
@@ -219,7 +246,13 @@ class Commands:
                 await self._check_candidate(baseline, candidate, self._refuse_what_may_not_begin)
             self._refuse_what_may_not_begin()
             rollout = self._begin(
-                desired, by, "", text, _prediction(manifest), label_files(manifest), webhooks(manifest)
+                desired,
+                by,
+                "",
+                manifest.text,
+                _prediction(manifest),
+                label_files(manifest),
+                webhooks(manifest),
             )
         except BaseException:
             for take_back in undo:
@@ -349,11 +382,40 @@ class Commands:
             await asyncio.sleep(0.01)
         raise UnavailableError(f"{role} {version.version} was not ready within {LOAD_SECONDS:g} s")
 
-    def _baseline(self, manifest: Manifest) -> Version:
-        return HUMAN if manifest.baseline is None else self._stored(manifest.baseline)
+    def _versions(self, manifest: Manifest, digests: Digests) -> dict[str, Version]:
+        """Every model of this manifest by its place, in the store; a remote one of the rollout that runs is what it was at its start."""
+        pinned: Digests = {}
+        if self._is_running(manifest):
+            assert self._running is not None
+            tried = self._running.plan
+            pinned = {f"candidates/{at}": one.digest for at, one in enumerate(tried.candidates)}
+            pinned["baseline"] = tried.baseline.digest
+        return {
+            place: self._stored(model, pinned.get(place) or digests.get(place))
+            for place, model in manifest.models.items()
+        }
 
-    def _stored(self, model: ModelRef) -> Version:
-        digest, _ = self._controller.store.add(model.path, model.digest)
+    def _is_running(self, manifest: Manifest) -> bool:
+        service = self._controller.service
+        if service is None or service.running is None:
+            return False
+        return self._controller.manifest == fingerprint(manifest.text)
+
+    def _stored(self, model: ModelRef, fetched: str | None) -> Version:
+        if model.path is not None:
+            digest, _ = self._controller.store.add(model.path, model.digest)
+            return Version(model.version, digest)
+        wanted = model.digest or fetched
+        if wanted is None or fetched not in {None, wanted}:
+            raise ConflictError(
+                f"version {model.version}: what its uri means has to be found out anew; give the command again"
+            )
+        store, source = self._controller.store, model_in_cache(self._controller.home.state, wanted)
+        if not source.exists() and not store.holds(wanted):
+            raise UnavailableError(
+                f"version {model.version}: its model {wanted} is not here; give the command again, which fetches it"
+            )
+        digest, _ = store.add(source, wanted)
         return Version(model.version, digest)
 
     def _same_service(self, manifest: Manifest) -> None:
@@ -638,7 +700,12 @@ def _needs_reason(reason: str) -> None:
 async def read_manifest(text: bytes, path: Path) -> Manifest:
     """The manifest of these bytes, with the names that this build knows. Raises InvalidError with every problem."""
     return await read_apart(
-        text, path, engines=tuple(BACKENDS), metrics=tuple(METRICS), label_sources=tuple(LABEL_SOURCES)
+        text,
+        path,
+        engines=tuple(BACKENDS),
+        metrics=tuple(METRICS),
+        label_sources=tuple(LABEL_SOURCES),
+        model_sources=SOURCE_FORMS,
     )
 
 

@@ -7,6 +7,7 @@ workers and routers asked for the state that the journal says.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -180,6 +181,8 @@ class Controller:
         """Who is asked and told, and how, as the newest manifest of a rollout has it (`manifest.webhooks`)."""
         self.kept: dict[str, Any] = {"inputs": "hash", "max_bytes": MAX_RECORDS}
         """What of requests is written down, and how many bytes of records: `spec.log` of the manifest of `up`."""
+        self.manifest: str | None = None
+        """The fingerprint of the manifest that the last rollout was begun with; None for a person's order."""
         self.name = home.name
         self.stories: dict[str, Story] = {}
         """Of the rollouts that the service remembers; of those before them `story` asks the journal."""
@@ -247,6 +250,9 @@ class Controller:
             )
             self._predictions = {one: said for one, said in self._predictions.items() if one in kept}
             self._predictions |= dict.fromkeys(record["digests"], record["prediction"])
+            if record["type"] == "event":
+                written = record.get("manifest")
+                self.manifest = None if written is None else fingerprint(written)
         if "labels" in record:
             self.label_files = record["labels"]
         if "webhooks" in record:
@@ -909,6 +915,11 @@ def _shares(split: Split | None) -> dict[Version, float]:
     if split.candidate is not None:
         shares[split.candidate] = shares.get(split.candidate, 0.0) + split.weight
     return {version: share for version, share in shares.items() if share > 0 and version != HUMAN}
+
+
+def fingerprint(manifest: str) -> str:
+    """Of the text of a manifest: to see that it is the same one, without keeping it."""
+    return hashlib.sha256(manifest.encode()).hexdigest()
 
 
 def wall_time() -> str:

@@ -9,12 +9,13 @@ import json
 import pickle
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from deployctl.errors import Exit, InvalidError, UnavailableError
 from deployctl.manifest.manifest import Manifest
+from deployctl.manifest.model_uri import Form
 
 READ_SECONDS = 30.0
 """Far more than the largest manifest takes on a busy machine."""
@@ -27,10 +28,11 @@ async def read_apart(
     engines: Collection[str],
     metrics: Collection[str],
     label_sources: Collection[str],
+    model_sources: Mapping[str, Form],
 ) -> Manifest:
     """As `load.load`, in a child process. Raises InvalidError with every problem, UnavailableError when no child can run."""
     names = {"engines": list(engines), "metrics": list(metrics), "label_sources": list(label_sources)}
-    known = json.dumps({"source": str(source), **names})
+    known = json.dumps({"source": str(source), **names, "model_sources": dict(model_sources)})
     child: asyncio.subprocess.Process | None = None
     try:
         child = await asyncio.create_subprocess_exec(
@@ -70,6 +72,7 @@ def main() -> int:
             engines=known["engines"],
             metrics=known["metrics"],
             label_sources=known["label_sources"],
+            model_sources={scheme: Form(*form) for scheme, form in known["model_sources"].items()},
             base=source.parent,
         )
     except InvalidError as error:

@@ -6,14 +6,15 @@ A pure function of its arguments: which engines and metrics exist is told by the
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from deployctl.core.plan import Holdback, Hook, HookType, LabelRules, MetricRule, OnInconclusive
 from deployctl.core.strategies import BlueGreen, Canary, CanaryStep, Shadow
-from deployctl.manifest import schema
+from deployctl.manifest import model_uri, schema
 from deployctl.manifest.loader import BrokenYamlError, Mark, Tree, read_yaml
 from deployctl.manifest.manifest import (
     LabelFiles,
@@ -68,9 +69,10 @@ def load(
     metrics: Collection[str],
     base: Path,
     label_sources: Collection[str] | None = None,
+    model_sources: Mapping[str, model_uri.Form] | None = None,
 ) -> Manifest:
     """The manifest that this text is. `source` is how its name is printed, `base` where its paths start. Names of label sources
-    that are not told are not checked.
+    that are not told are not checked; without `model_sources` a model is a local file.
 
     Raises ManifestError with every problem at once; where the YAML itself is broken, only with that one.
     """
@@ -80,18 +82,19 @@ def load(
         raise ManifestError([_problem(source, error.mark, error.message)]) from error
     found, document = list(tree.problems), None
     if isinstance(tree.value, dict):
-        more, document = _checked(tree, {"engine": engines, "metric": metrics, "label format": label_sources})
+        known = {"engine": engines, "metric": metrics, "label format": label_sources}
+        more, document = _checked(tree, {**known, "model source": model_sources or {}})
         found += more
     elif not found:
         found.append((tree.at_value(()), _no_mapping(tree)))
     if found or document is None:
         raise ManifestError(_problem(source, mark, message) for mark, message in found)
-    return _manifest(document, text.decode("utf-8-sig"), source, base)
+    return _manifest(
+        document, _without_queries(document, tree, text.decode("utf-8-sig"), source), source, base
+    )
 
 
-def _checked(
-    tree: Tree, known: dict[str, Collection[str] | None]
-) -> tuple[list[tuple[Mark, str]], schema.Document | None]:
+def _checked(tree: Tree, known: dict[str, Any]) -> tuple[list[tuple[Mark, str]], schema.Document | None]:
     """What the schema and the rules find; both always run."""
     broken = list(missing_values(tree))
     tree.unread.update(finding.path for finding in broken)
@@ -109,6 +112,28 @@ def _no_mapping(tree: Tree) -> str:
     if tree.value is None:
         return "the file is empty; `deployctl init` writes a manifest to start from"
     return f"a manifest is a mapping that starts with apiVersion, not {shown(tree.value)}"
+
+
+def _without_queries(document: schema.Document, tree: Tree, text: str, source: str) -> str:
+    """The text as it may be kept. Raises ManifestError for a query that is not found in it as it is read."""
+    queries = set()
+    for path, model in _models(document.spec):
+        query = model_uri.query_of(model.uri)
+        if query and f"?{query}" not in text:
+            message = "uri: write it on one line and without escapes: its query may be secret, and is cut out of what is kept"
+            raise ManifestError([_problem(source, tree.at_value(("spec", *path, "uri")), message)])
+        queries.add(query)
+    for query in sorted(queries - {""}, key=len, reverse=True):  # one may begin like another
+        text = text.replace(f"?{query}", f"?{model_uri.REDACTED}")
+    return text
+
+
+def _models(spec: schema.Spec) -> Iterator[tuple[tuple[str | int, ...], schema.Model]]:
+    for role in ("baseline", "candidate"):
+        if (model := getattr(spec, role)) is not None:
+            yield (role,), model
+    for at, model in enumerate(spec.candidates or ()):
+        yield ("candidates", at), model
 
 
 def _problem(source: str, mark: Mark, message: str) -> Problem:
@@ -209,7 +234,9 @@ def _service(written: schema.Service, name: str, base: Path) -> Service:
 
 
 def _model_ref(written: schema.Model, base: Path) -> ModelRef:
-    return ModelRef(written.version, _path(base, schema.file_path(written.uri)), written.digest)
+    if model_uri.scheme_of(written.uri) is not None:
+        return ModelRef(written.version, None, written.digest, written.uri)
+    return ModelRef(written.version, _path(base, model_uri.file_path(written.uri)), written.digest)
 
 
 def _path(base: Path, written: str) -> Path:

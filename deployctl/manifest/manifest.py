@@ -40,11 +40,14 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """One version: its label, the file's absolute path, and the digest that the manifest demands, if any."""
+    """One version: its label, the file's absolute path, and the digest that the manifest demands, if any. A remote model has a `uri`,
+    whose query may be secret, and no path.
+    """
 
     version: str
-    path: Path
+    path: Path | None
     digest: str | None
+    uri: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,12 @@ class Manifest:
     copy_limit: int = 32
     log: LogRules = field(default_factory=LogRules)
     webhooks: tuple[Webhook, ...] = ()
+
+    @property
+    def models(self) -> dict[str, ModelRef]:
+        """Every version by its place in the manifest."""
+        baseline = {} if self.baseline is None else {"baseline": self.baseline}
+        return baseline | {f"candidates/{at}": one for at, one in enumerate(self.candidates)}
 
     @property
     def candidate(self) -> ModelRef | None:

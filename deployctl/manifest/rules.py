@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from deployctl.manifest.loader import Path, Tree
+from deployctl.manifest.model_uri import file_path, scheme_of
 from deployctl.manifest.quantities import percentage, positive_seconds, seconds, shown
-from deployctl.manifest.schema import MAX_STEPS, Model, Step, file_path
+from deployctl.manifest.schema import MAX_STEPS, Model, Step
 
 T = TypeVar("T")
 
@@ -282,7 +283,7 @@ def _value_at(value: Any, path: Path) -> object:
 
 
 def _normal(uri: str) -> str:
-    return os.path.normpath(file_path(uri))
+    return os.path.normpath(file_path(uri)) if scheme_of(uri) is None else uri
 
 
 def _read(read: Callable[[Any], T], value: object) -> T | None:

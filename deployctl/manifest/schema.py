@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
-from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +35,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from deployctl.manifest import model_uri
 from deployctl.manifest.quantities import (
     DURATION_PATTERN,
     PERCENTAGE_PATTERN,
@@ -119,26 +119,11 @@ def _listen(value: object) -> str:
     return value
 
 
-def file_path(uri: str) -> str:
-    """The path that a `uri` names, still relative where it was written so."""
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", uri)
-    if not uri or any(ord(character) < 32 or ord(character) == 127 for character in uri):
-        raise ValueError(f"{shown(uri)} is no path")
-    if scheme is None:
-        return uri
-    if scheme[1].lower() != "file":
-        raise ValueError(
-            f"scheme {shown(scheme[1])} is not supported yet; write a path, or ./ before a name with a colon"
-        )
-    parts = urlsplit(uri)
-    path = unquote(parts.path)
-    if parts.netloc not in {"", "localhost"} or not path.strip("/") or "\0" in path:
-        raise ValueError(f"{shown(uri)} is no local file; write file:///absolute/path or a plain path")
-    return path
-
-
-def _uri(value: str) -> str:
-    file_path(value)
+def _uri(value: str, info: ValidationInfo) -> str:
+    try:
+        model_uri.check(value, (info.context or {}).get("model source"))
+    except model_uri.UnknownSchemeError as error:
+        raise UnknownNameError(f"uri: {error}") from error
     return value
 
 
@@ -278,9 +263,19 @@ class Model(Section):
     version: Label
     """The human label of this version; always text, so in quotes."""
     uri: Uri
-    """Where the ONNX file is; a path relative to the manifest, or file:."""
+    """Where the ONNX file is: a path relative to the manifest, file:, https: or http:, models: of an MLflow registry, s3: or gs:."""
     digest: Digest | None = None
-    """sha256:… that the file must have; computed at the start where nothing is written."""
+    """sha256:… that the file must have; computed at the start where nothing is written. An https or http uri needs one."""
+
+    @model_validator(mode="after")
+    def _has_its_digest(self, info: ValidationInfo) -> Model:
+        scheme = model_uri.scheme_of(self.uri)
+        form = ((info.context or {}).get("model source") or {}).get(scheme)
+        if form is not None and form.needs_digest and self.digest is None:
+            raise ValueError(
+                f"needs a digest beside its {scheme} uri: sha256:…, which `sha256sum` prints of the file"
+            )
+        return self
 
 
 class NullIf(Section):

@@ -273,7 +273,7 @@ def test_what_labels_cannot_be_is_said_at_its_place(written, words):
 
 
 def test_a_reader_whose_controller_was_killed_ends_without_a_trace_in_the_log():
-    known = {"source": "rollout.yaml", "engines": [], "metrics": [], "label_sources": []}
+    known = {"source": "rollout.yaml", "engines": [], "metrics": [], "label_sources": [], "model_sources": {}}
     reader = subprocess.Popen(
         [sys.executable, "-m", "deployctl.manifest.apart", json.dumps(known)],
         stdin=subprocess.PIPE,

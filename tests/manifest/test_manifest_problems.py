@@ -77,8 +77,6 @@ def test_what_is_no_mapping_is_no_manifest(text, message):
         ("    alpha: 0.01\n", "    skip: true\n", "skip", "key 'skip'"),
         ("read: argmax", "read: value", "value", "read: 'value'"),
         ("read: argmax", "labelTolerance: 0.1", "labelTolerance", "key 'labelTolerance'"),
-        ("models/v2.onnx", "s3://bucket/v2.onnx", "s3://", "uri: scheme 's3'"),
-        ("models/v2.onnx", "hf:org/model", "hf:", "uri: scheme 'hf'"),
     ],
 )
 def test_what_this_version_cannot_carry_out_is_refused_and_never_ignored(old, new, place, message):
