@@ -26,6 +26,7 @@ from deployctl.core.rollout import Event, Rollout
 from deployctl.journal import Journal
 from deployctl.manifest.load import load
 from deployctl.manifest.manifest import Manifest
+from deployctl.sources import SOURCE_FORMS
 from deployctl.statedir import ServiceHome
 from deployctl.store import Store
 from deployctl.traffic import BACKENDS
@@ -330,7 +331,8 @@ class SteppedController(Controller):
 
 
 async def read_here(text: bytes, path: Path) -> Manifest:
-    return load(text, str(path), engines=BACKENDS, metrics=METRICS, base=path.parent)
+    known = {"engines": BACKENDS, "metrics": METRICS, "model_sources": SOURCE_FORMS}
+    return load(text, str(path), base=path.parent, **known)
 
 
 class FakeService:

@@ -1,10 +1,11 @@
 """Where models come from beside local files: MODEL_SOURCES by the scheme of a `uri`; `fetch.py` brings one into the cache."""
 
 from deployctl.manifest.model_uri import Form
+from deployctl.sources.mlflow import Mlflow
 from deployctl.sources.source import Source
 from deployctl.sources.web import Web
 
-MODEL_SOURCES: dict[str, Source] = {"http": Web("http"), "https": Web("https")}
+MODEL_SOURCES: dict[str, Source] = {"http": Web("http"), "https": Web("https"), "models": Mlflow()}
 
 SOURCE_FORMS: dict[str, Form] = {scheme: source.form for scheme, source in MODEL_SOURCES.items()}
 """How the uri of each is written: what the manifest loader is told."""
