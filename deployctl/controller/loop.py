@@ -206,17 +206,15 @@ class Controller:
         self._seen_batches: dict[str, int] = {}
         self._predictions: dict[str, dict[str, Any] | None] = {}
         self._serving: dict[str, str] = {}
-        self._unwritten = 0
         self._blind: Blind | None = None
         self._dropped_before: dict[int, int] = {}
         self._lingering: dict[str, float] = {}
         self._settings: dict[str, dict[str, Any]] = {}
         self._settled: dict[tuple[Version, bool], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._took_over = False
-        self._checkpoint = 0.0
+        self._checkpoint = self._resumed_at = 0.0
         self._unheard: set[str] = set()
-        self._resumed_at = 0.0
-        self._seq = 0
+        self._seq = self._unwritten = 0
         self._news = asyncio.Event()
         self._awake = False
         self._fold_journal()

@@ -1,6 +1,7 @@
 """A real service whose models come from a server: the command fetches, the service copies, and then needs nobody any more."""
 
 import hashlib
+import os
 
 import pytest
 from service_rig import MODELS, NAME, Box
@@ -19,6 +20,12 @@ class RemoteBox(Box):
 
     server = None
     query = f"?X-Signature={SECRET}"
+
+    @property
+    def environment(self):
+        """Whom to trust, and the token of the server."""
+        told = {name: os.environ[name] for name in ("SSL_CERT_FILE", "NETRC")}
+        return super().environment | told | {"DEPLOYCTL_TOKEN_LOCALHOST": f"token-{SECRET}"}
 
     def _model(self, version):
         label, model = version if isinstance(version, tuple) else (version, version)
@@ -42,8 +49,7 @@ def everything_written(state):
             yield path.read_bytes()
 
 
-def test_a_service_is_started_and_a_ramp_begun_from_https_and_a_restart_needs_no_network(box, monkeypatch):
-    monkeypatch.setenv("DEPLOYCTL_TOKEN_LOCALHOST", f"token-{SECRET}")
+def test_a_service_is_started_and_a_ramp_begun_from_https_and_a_restart_needs_no_network(box):
     manifest = box.manifest(canary={"steps": [{"setWeight": 20}], "minDwell": "60s"})
     planned = box.run("plan", manifest, "-o", "json").json["models"]
     assert [(one["place"], one["version"], one["digest"]) for one in planned] == [
