@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING
+
+from deployctl.views.progress import Progress
 
 if TYPE_CHECKING:
     from deployctl.cli.services import Service
     from deployctl.manifest.manifest import Manifest
     from deployctl.sources.fetch import Fetched
-    from deployctl.sources.source import Progress
 
 
-def _unseen(_version: str) -> Progress:
-    return lambda _done, _total: None
-
-
-def fetch_models(
-    manifest: Manifest, places: Collection[str], progress: Callable[[str], Progress] = _unseen
-) -> dict[str, Fetched]:
-    """The remote models at these places of the manifest, in the cache; `progress` gives, for a version, who is told how far it is.
+def fetch_models(manifest: Manifest, places: Collection[str]) -> dict[str, Fetched]:
+    """The remote models at these places of the manifest, in the cache; a terminal is told how far they are.
 
     Raises what is in the way, and IntegrityError for other bytes than a digest names.
     """
@@ -32,11 +27,11 @@ def fetch_models(
     from deployctl.sources.fetch import fetched  # noqa: PLC0415 - as above
     from deployctl.statedir import state_dir  # noqa: PLC0415 - as above
 
-    cache = ModelCache(state_dir())
-    return {
-        place: fetched(uri, model.digest, cache, MODEL_SOURCES, progress(model.version))
-        for place, (model, uri) in remote.items()
-    }
+    cache, found = ModelCache(state_dir()), {}
+    for place, (model, uri) in remote.items():
+        with Progress(f"version {model.version}") as progress:
+            found[place] = fetched(uri, model.digest, cache, MODEL_SOURCES, progress)
+    return found
 
 
 def digests_for(service: Service, manifest: Manifest, path: str) -> dict[str, str]:
