@@ -1,1 +1,1 @@
-"""What may be wrong with this machine or with a service, looked at from outside. The one rule: nothing is changed, not even a lock's holder."""
+"""What may be wrong with this machine or with a service, looked at from outside. The one rule: nothing is changed by looking."""

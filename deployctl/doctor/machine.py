@@ -24,9 +24,11 @@ from deployctl.wire.priority import take_short_turns
 OLDEST_PYTHON = (3, 11)
 IMPORT_SECONDS = 30.0
 CONNECTIONS = 1024
-"""Callers that one router takes at a time."""
+"""Callers that one router takes at a time, where the manifest says nothing else."""
 
-FILES = CONNECTIONS + 256
+FILES_BESIDE = 256
+"""For its workers, its orders and callers that are on their way."""
+
 LEAST_MEMORY = 512 << 20
 """Bytes: supervisor, controller, router and a worker with a small model take 170 MiB, a candidate beside them 70 MiB more."""
 
@@ -43,7 +45,7 @@ def machine_checks() -> Iterator[Check]:
     yield from examined("packages", _packages)
     yield from examined("code", _code)
     yield from examined("kernel", _kernel)
-    yield from examined("open-files", _open_files)
+    yield from examined("open-files", open_files)
     yield from examined("memory", _memory)
 
 
@@ -172,16 +174,18 @@ def _missing() -> Iterator[tuple[str, str]]:
             yield "who calls on a Unix socket is not told (SO_PEERCRED)", "run services on another kernel"
 
 
-def _open_files() -> Iterator[Check]:
+def open_files(callers: int = CONNECTIONS) -> Iterator[Check]:
+    """Whether a router may keep so many callers."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard >= FILES:
+    wanted = callers + FILES_BESIDE
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
         told = "no limit" if hard == resource.RLIM_INFINITY else f"{hard:,} for each process"
         yield Check("open-files", told)
         return
     yield warning(
         "open-files",
-        f"a process may open {hard:,} files, and a router that has all its callers {FILES:,}",
-        f"raise the hard limit: ulimit -Hn {FILES}, or LimitNOFILE= of the unit that starts the service",
+        f"a process may open {hard:,} files, and a router that has all its callers needs {wanted:,}",
+        f"raise the hard limit: ulimit -Hn {wanted}, or LimitNOFILE= of the unit that starts the service",
     )
 
 

@@ -16,7 +16,7 @@ from deployctl import __version__
 from deployctl.core.plan import HUMAN
 from deployctl.doctor.check import PATIENCE_SECONDS, Check, Result, examined, of_service, problem, warning
 from deployctl.doctor.door import certificate_checks, label_checks, token_checks
-from deployctl.doctor.machine import free_memory
+from deployctl.doctor.machine import CONNECTIONS, free_memory, open_files
 from deployctl.doctor.processes import Process, children, holder, port_of, process, refusal
 from deployctl.doctor.state import privacy
 from deployctl.doctor.stored import (
@@ -135,6 +135,9 @@ def _stored(seen: Seen) -> Iterator[Check]:
     yield from examined("records", record_checks, home, story)
     yield from examined("models", lambda: model_checks(home, story, runs=runs))
     yield from examined("log-size", lambda: room_checks(home, story, free, runs=runs))
+    callers = (story.spec.get("limits") or {}).get("connections", CONNECTIONS)
+    if callers > CONNECTIONS:
+        yield from examined("open-files", open_files, callers)
     yield from examined("tls", certificate_checks, home, story.spec, seen.pid)
     yield from examined("tokens", token_checks, home, story.spec, seen.pid)
     yield from examined("label-files", label_checks, story.label_files, seen.status)

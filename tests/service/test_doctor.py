@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -249,6 +250,15 @@ def test_a_disk_that_is_smaller_than_the_log_may_grow_is_a_warning(home):
     said = bad(served(home, log={"inputs": "hash", "max_bytes": 1 << 60}))
     assert set(said) == {"log-size"}
     assert "spec.log.maxSize" in said["log-size"].found
+
+
+def test_more_callers_than_a_process_may_open_files_for_are_a_warning(home):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        pytest.skip("there is no limit here")
+    said = bad(served(home, limits={"connections": hard}))
+    assert set(said) == {"open-files"}
+    assert f"{hard + 256:,}" in said["open-files"].found
 
 
 def test_the_folder_of_label_files_must_be_there(home, tmp_path):
