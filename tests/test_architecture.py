@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "durable", "manifest.model_uri", "statedir", "store"},
         {"httpx", "tenacity", "fsspec", "yaml"},
     ),
+    # the one walk over the bytes of a model
+    "sources.one_file": ({"errors", "serving.external"}, set()),
     "labels": ({"core", "errors", "durable"}, {"msgspec"}),
     # a batch is admitted in the form in which it crossed the wire
     "records": ({"core", "errors", "durable", "wire.orders"}, {"msgspec", "numpy"}),

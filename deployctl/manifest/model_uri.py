@@ -65,7 +65,7 @@ def check(uri: str, known: Mapping[str, Form] | None) -> None:
         raise ValueError(
             f"a {scheme} uri holds no user and no password; they come from the environment or from netrc"
         )
-    if _has_controls(uri) or not re.fullmatch(form.pattern, uri):
+    if _has_controls(uri) or not re.fullmatch(form.pattern, uri) or not _has_an_address(uri):
         raise ValueError(f"{shown(redacted(uri))} is no {scheme} uri; write {form.example}")
 
 
@@ -87,6 +87,14 @@ def redacted(uri: str) -> str:
 def _has_user(uri: str) -> bool:
     _, slashes, rest = uri.partition("://")
     return bool(slashes) and "@" in re.split(r"[/?#]", rest, maxsplit=1)[0]
+
+
+def _has_an_address(uri: str) -> bool:
+    """Whether host and port can be told apart: [::1 and :99999 are none."""
+    try:
+        return urlsplit(uri).port != 0
+    except ValueError:
+        return False
 
 
 def _has_controls(uri: str) -> bool:

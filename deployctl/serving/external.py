@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 # Message → field number → the message in that field: every path in onnx.proto that leads to a tensor.
-_FIELDS: Final[dict[str, dict[int, str]]] = {
+FIELDS: Final[dict[str, dict[int, str]]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
     "Function": {7: "Node", 11: "Attribute"},
@@ -18,10 +18,10 @@ _FIELDS: Final[dict[str, dict[int, str]]] = {
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
 }
-_TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 8, 13, 14
+TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 8, 13, 14
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
     number: int
     value: int
     """Of a varint; 0 for the other wire types."""
@@ -42,10 +42,10 @@ def external_tensor(model: memoryview) -> str | None:
             if name is not None:
                 return name
             continue
-        inner = _FIELDS[kind]
+        inner = FIELDS[kind]
         pending.extend(
             (inner[field.number], field.start, field.end)
-            for field in _fields(model, start, end)
+            for field in fields(model, start, end)
             if field.number in inner and field.end > field.start
         )
     return None
@@ -53,15 +53,16 @@ def external_tensor(model: memoryview) -> str | None:
 
 def _if_external(model: memoryview, start: int, end: int) -> str | None:
     name, external = "", False
-    for field in _fields(model, start, end):
-        if field.number == _TENSOR_NAME:
+    for field in fields(model, start, end):
+        if field.number == TENSOR_NAME:
             name = bytes(model[field.start : field.end]).decode("utf-8", "replace")
-        elif field.number == _TENSOR_EXTERNAL_DATA or (field.number == _TENSOR_DATA_LOCATION and field.value):
+        elif field.number == TENSOR_EXTERNAL_DATA or (field.number == TENSOR_DATA_LOCATION and field.value):
             external = True
     return name if external else None
 
 
-def _fields(model: memoryview, at: int, end: int) -> Iterator[_Field]:
+def fields(model: memoryview, at: int, end: int) -> Iterator[Field]:
+    """The fields of the message in model[at:end]; they follow each other without a gap. Raises ValueError where it is none."""
     while at < end:
         tag, at = _varint(model, at, end)
         value, start = 0, at
@@ -80,7 +81,7 @@ def _fields(model: memoryview, at: int, end: int) -> Iterator[_Field]:
                 raise ValueError(f"wire type {other} at byte {at}")
         if at > end:
             raise ValueError(f"a field of {at - start} bytes ends past its message")
-        yield _Field(tag >> 3, value, start, at)
+        yield Field(tag >> 3, value, start, at)
 
 
 def _varint(model: memoryview, at: int, end: int) -> tuple[int, int]:

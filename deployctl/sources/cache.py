@@ -169,7 +169,7 @@ class Partial:
         self._about.unlink(missing_ok=True)
         self._hash, self.size, self.resumed = hashlib.sha256(), 0, False
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """The next bytes. What does not fit on the disk is given back to it."""
         try:
             write_all(self._fd, chunk)

@@ -12,6 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from deployctl.errors import IntegrityError, UnavailableError
 from deployctl.manifest.model_uri import redacted, scheme_of
 from deployctl.sources.cache import ModelCache, Partial
+from deployctl.sources.one_file import length_of, pieces_of_one_file, read_piece
 from deployctl.sources.source import ChangedError, Part, Progress, RemoteFile, Source, TransientError
 
 T = TypeVar("T")
@@ -58,11 +59,47 @@ def fetched(
     source = sources[scheme_of(uri) or ""]
     tries = _Tries(patience)
     file = tries.patiently(lambda: source.locate(uri), redacted(uri))
-    # Under its digest a download is taken up again when the url is signed anew.
+    if file.beside("") is None:
+        found = _brought(file, digest, cache, progress, patience)
+    else:
+        found = _as_one_file(file, _brought(file, None, cache, progress, patience), cache, progress, patience)
+        _refuse_other_bytes(file, found, digest)
+    return Fetched(found, cache.path(found), file.shown)
+
+
+def _brought(
+    file: RemoteFile, digest: str | None, cache: ModelCache, progress: Progress, patience: Patience
+) -> str:
+    """The digest of a file that is in the cache now. Under its digest a download is taken up again when the url is signed anew."""
     with cache.incoming(digest or file.key) as partial:
         if digest is None or not cache.holds(digest):
-            digest = _download(file, partial, digest, progress, patience)
-    return Fetched(digest, cache.path(digest), file.shown)
+            return _download(file, partial, digest, progress, patience)
+    return digest
+
+
+def _as_one_file(
+    file: RemoteFile, main: str, cache: ModelCache, progress: Progress, patience: Patience
+) -> str:
+    """The digest of the whole model: where tensors lie in files beside it, they are fetched and put into it."""
+    here: dict[str, Path] = {}
+
+    def beside(location: str) -> Path:
+        if location not in here:
+            other = file.beside(location)
+            assert other is not None
+            here[location] = cache.path(_brought(other, None, cache, progress, patience))
+        return here[location]
+
+    pieces = pieces_of_one_file(cache.path(main), beside, file.shown)
+    if pieces is None:
+        return main
+    with cache.incoming(f"one file of {main}") as partial:
+        partial.refuse_too_large(length_of(pieces), file.shown)
+        partial.begin(0, length_of(pieces), None)
+        for piece in pieces:
+            for chunk in read_piece(piece):
+                partial.write(chunk)
+        return partial.finish()
 
 
 def _download(
@@ -74,12 +111,16 @@ def _download(
         partial.restart()  # what an earlier attempt left may have been of another file
         tries.patiently(lambda: _go_on(file, partial, digest, progress), file.shown)
     if digest not in {None, partial.digest}:
-        found = partial.digest
         partial.discard()
+    _refuse_other_bytes(file, partial.digest, digest)
+    return partial.finish()
+
+
+def _refuse_other_bytes(file: RemoteFile, found: str, digest: str | None) -> None:
+    if digest not in {None, found}:
         raise IntegrityError(
             f"{file.shown}: its bytes are {found} where {digest} was asked for; put that model there or correct the digest"
         )
-    return partial.finish()
 
 
 def _go_on(file: RemoteFile, partial: Partial, digest: str | None, progress: Progress) -> None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from deployctl.errors import InvalidError, UnavailableError
 from deployctl.manifest.model_uri import Form
-from deployctl.sources.source import RemoteFile
+from deployctl.sources.source import INSIDE, Part, RemoteFile
 from deployctl.sources.web import Access, WebFile, basic
 
 API = "api/2.0"
@@ -33,15 +35,37 @@ class Mlflow:
 
     form = Form(URI.pattern, "models:/NAME@ALIAS or models:/NAME/3", needs_digest=False)
 
-    def locate(self, uri: str) -> WebFile:
+    def locate(self, uri: str) -> Artifact:
         """Asks which version that is, where its folder is, and which file in it is the model."""
         found = URI.fullmatch(uri)
         assert found is not None  # the loader has checked it
         registry = Registry.of_environment(uri)
         version = found["version"] or registry.version(found["name"], found["alias"])
         folder = registry.folder(found["name"], version)
-        path = _model_path(folder, uri)
-        return folder.file(path)
+        return Artifact(folder, _model_path(folder, uri))
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file of a logged model."""
+
+    folder: Folder
+    path: str
+
+    @property
+    def key(self) -> str:
+        return self.folder.file(self.path).key
+
+    @property
+    def shown(self) -> str:
+        return self.folder.file(self.path).shown
+
+    def read(self, start: int, validator: str | None) -> AbstractContextManager[Part]:
+        """See RemoteFile."""
+        return self.folder.file(self.path).read(start, validator)
+
+    def beside(self, path: str) -> Artifact:
+        return Artifact(self.folder, posixpath.join(posixpath.dirname(self.path), path))
 
 
 class Folder(Protocol):
@@ -65,7 +89,7 @@ class Registry:
     def of_environment(cls, asked_for: str) -> Registry:
         """As MLflow's own client finds it. Raises UnavailableError where none is named."""
         written = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI") or ""
-        parts = urlsplit(written)
+        parts = _split(written)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise UnavailableError(
                 f"{asked_for}: no registry: set MLFLOW_TRACKING_URI to its address, http://… or https://…"
@@ -99,7 +123,7 @@ class Registry:
         )
         if location is None:
             raise self.nonsense("does not say where the files of that version are")
-        parts = urlsplit(location)
+        parts = _split(location)
         title = f"models:/{name}/{version} at {self.url}"
         if parts.scheme != "mlflow-artifacts":
             return Served(self, name, version, title)
@@ -188,9 +212,7 @@ def _model_path(folder: Folder, asked_for: str) -> str:
         raise InvalidError(
             f"{asked_for}: its flavors are {names}, and none is onnx; log it with mlflow.onnx.log_model"
         )
-    if not isinstance(written, str) or not re.fullmatch(
-        r"(?!.*(^|/)\.\.?(/|$))[^/\\\x00-\x1f][^\\\x00-\x1f]*", written
-    ):
+    if not isinstance(written, str) or not INSIDE.fullmatch(written):
         raise InvalidError(f"{asked_for}: its MLmodel file names no file of its folder; log the model again")
     return written
 
@@ -216,6 +238,14 @@ def _small(file: RemoteFile) -> bytes:
                     f"{file.shown}: more than {MAX_ANSWER_BYTES} bytes came where a short answer was expected"
                 )
     return whole
+
+
+def _split(written: str) -> SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        return urlsplit(written)
+    except ValueError:
+        return urlsplit("")
 
 
 def _text(answer: Mapping[str, Any], *keys: str) -> str | None:

@@ -61,6 +61,9 @@ class Object:
     def shown(self) -> str:
         return self.uri
 
+    def beside(self, path: str) -> Object:
+        return Object(f"{self.uri.rpartition('/')[0]}/{path}", self.filesystem)
+
     @contextmanager
     def read(self, start: int, validator: str | None) -> Iterator[Part]:
         """See RemoteFile. The validator is fsspec's hash of what the bucket says of the object: its ETag or generation, time and size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from deployctl.manifest.model_uri import Form
 
 Progress = Callable[[int, int | None], None]
 """Bytes that are here, and how many there will be, if that is known."""
+
+
+INSIDE = re.compile(r"(?!.*(^|/)\.{0,2}(/|$))[^\\\x00-\x1f]+")
+"""A path that leads out of no folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,9 @@ class RemoteFile(Protocol):
         Raises TransientError for what may pass, InvalidError for what is not there, UnavailableError for what is in the way;
         so do the chunks.
         """
+
+    def beside(self, path: str) -> RemoteFile | None:
+        """The file at this path of the same folder; None where a digest has to stand beside each file, and one stands beside this one only."""
 
 
 class Source(Protocol):

@@ -70,6 +70,9 @@ class WebFile:
     def shown(self) -> str:
         return self.name or redacted(self.url)
 
+    def beside(self, path: str) -> None:  # noqa: ARG002 - see RemoteFile
+        return None
+
     @contextmanager
     def read(self, start: int, validator: str | None) -> Iterator[Part]:
         """See RemoteFile."""
@@ -141,7 +144,8 @@ def _client(access: Access) -> httpx.Client:
     try:
         trusted = ssl.create_default_context(cafile=access.authority) if access.authority else True
         return httpx.Client(verify=trusted, timeout=httpx.Timeout(access.silence, connect=CONNECT_SECONDS))
-    except (OSError, ValueError, httpx.InvalidURL) as error:  # ValueError: a proxy that is none
+    # ValueError: a proxy that is none; ImportError: one over SOCKS, for which httpx needs a package more
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
         raise UnavailableError(
             f"proxy or certificates cannot be used: {_reason(error)}; see HTTPS_PROXY and SSL_CERT_FILE"
         ) from error

@@ -48,6 +48,8 @@ def problem(text):
         ('"https://5ec7e7@host/v2.onnx?a=b"', "a https uri holds no user and no password"),
         ("https:/host/v2.onnx", "'https:/host/v2.onnx' is no https uri; write https://HOST/PATH"),
         ("https://host", "is no https uri"),
+        ("https://host:99999/v2.onnx", "is no https uri"),
+        ('"https://[::1/v2.onnx"', "is no https uri"),
         ('"https://host/a b?5ec7e7#c"', "'https://host/a b?redacted' is no https uri"),
         ("shelf:top", "'shelf:top' is no shelf uri; write shelf:NUMBER"),
         ("file://elsewhere/v2.onnx", "is no local file"),

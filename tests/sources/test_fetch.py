@@ -264,6 +264,14 @@ def test_an_authority_that_nobody_knows_is_one_line(certificate, server, cache, 
         UnavailableError, match=r"no TLS connection: .*; where its authority is your own, name its file"
     ):
         get(cache, server.url("/v2.onnx"))
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/authority.pem")
+    with pytest.raises(UnavailableError, match="certificates cannot be used: No such file"):
+        get(cache, server.url("/v2.onnx"))
+
+
+def test_a_server_that_speaks_no_tls_is_one_line(plain, cache):
+    with pytest.raises(UnavailableError, match="no TLS connection"):
+        get(cache, plain.url("/v2.onnx").replace("http:", "https:"))
 
 
 def test_a_proxy_of_the_environment_is_used(plain, cache, monkeypatch):
@@ -271,10 +279,11 @@ def test_a_proxy_of_the_environment_is_used(plain, cache, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", plain.url(""))
     assert is_there(cache, get(cache, "http://models.example.com/v2.onnx"))
     assert plain.seen[0].path == "http://models.example.com/v2.onnx"
-    monkeypatch.setenv("HTTP_PROXY", "gopher://me:5ec7e7@localhost")
-    with pytest.raises(UnavailableError, match="proxy or certificates") as caught:
-        get(cache, "http://models.example.com/v3.onnx", f"sha256:{'0' * 64}")
-    assert "5ec7e7" not in str(caught.value)
+    for unusable in ("gopher://me:5ec7e7@localhost", "socks5://me:5ec7e7@localhost"):
+        monkeypatch.setenv("HTTP_PROXY", unusable)
+        with pytest.raises(UnavailableError, match="proxy or certificates") as caught:
+            get(cache, "http://models.example.com/v3.onnx", f"sha256:{'0' * 64}")
+        assert "5ec7e7" not in str(caught.value)
 
 
 def test_what_is_sent_compressed_although_it_was_not_asked_for_is_refused(server, cache):

@@ -138,7 +138,7 @@ def test_what_the_registry_does_not_know_is_one_line(registry, cache):
             get(cache, uri)
 
 
-@pytest.mark.parametrize("address", ["", "sqlite:///mlflow.db", "databricks", "http://"])
+@pytest.mark.parametrize("address", ["", "sqlite:///mlflow.db", "databricks", "http://", "http://[::1"])
 def test_without_the_address_of_a_registry_it_says_which_variable_to_set(
     registry, cache, monkeypatch, address
 ):
