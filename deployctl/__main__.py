@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -13,7 +14,7 @@ import typer
 
 from deployctl.cli.app import app
 from deployctl.errors import DeployctlError, Exit, InvalidError, UnavailableError
-from deployctl.views.console import note, show_document
+from deployctl.views.console import abandon, last_words, note, show_document
 
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
@@ -25,9 +26,14 @@ def main() -> None:
     debug = "--debug" in arguments or bool(os.environ.get("DEPLOYCTL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     _make_streams_safe()
+    _end_in_order()
     try:
         code = _run(arguments)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        abandon(sys.stdout)  # it may be just what keeps us
+        last_words("deployctl: interrupted")
+        code = Exit.WATCH_ENDED
     except BrokenPipeError:
         code = Exit.DONE  # whoever read has seen enough: deployctl history | head
     except DeployctlError as error:
@@ -57,7 +63,7 @@ def _run(arguments: list[str]) -> int:
             raise left.__context__ from None
         raise
     if code == INTERRUPTED:
-        return Exit.WATCH_ENDED
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else Exit.DONE
 
 
@@ -85,6 +91,13 @@ def wants_json(arguments: list[str]) -> bool:
     )
 
 
+def _end_in_order() -> None:
+    """SIGTERM and SIGHUP end every command as Ctrl-C does, and what was ignored (nohup) stays ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 def _make_streams_safe() -> None:
     """A closed stdout, or one that cannot show a word of ours, is no reason to fail."""
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - open until the end
@@ -98,8 +111,8 @@ def _leave(code: int) -> None:
     """End with this code even when nobody reads what is left in stdout."""
     try:
         sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, KeyboardInterrupt):
+        abandon(sys.stdout)
     sys.exit(code)
 
 

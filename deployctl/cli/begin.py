@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from deployctl.cli.follow import Arrivals, Following, Until, follow, signals_into
+from deployctl.cli.follow import Answered, Arrivals, Document, Following, Until, follow, in_background, undo
 from deployctl.cli.manifests import read_manifest
 from deployctl.cli.models import baseline_for, digests_for
 from deployctl.cli.options import Output, person
 from deployctl.cli.services import Service, service_called
-from deployctl.errors import Exit, InvalidError, UnavailableError
-from deployctl.views.console import note, say, show_document
+from deployctl.cli.signals import Cancelled, Signals, StoppedError, listen
+from deployctl.errors import ConflictError, Exit, InvalidError, UnavailableError
+from deployctl.views.console import last_words, note, say, show_document
 
 if TYPE_CHECKING:
     from deployctl.manifest.manifest import Manifest
 
 VERBS = {"canary": "canary ramp", "shadow": "shadow", "blueGreen": "blue-green switch"}
 """Key of `spec.strategy` → the verb that carries it out."""
+CALL_OFF_SECONDS = 0.2
+"""How often an order is called off that the service has not come to yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +42,122 @@ class Wanted:
 
 def begin(file: str, strategy: str, wanted: Wanted) -> int:
     """Begin or join, then follow to the end that was asked for."""
-    seconds = _seconds(wanted.timeout) if wanted.timeout is not None else None
-    manifest = read_manifest(file)
-    _carries_out(file, manifest, strategy)
-    path, name = Path(file).absolute(), manifest.name
-    service = service_called(name)
     arrivals: Arrivals = SimpleQueue()
-    _start_if_wanted(service, manifest, arrivals, up=wanted.up)
-    digests = digests_for(service, manifest, str(path))  # Ctrl-C ends a download at once: nothing has begun
-    with signals_into(arrivals):
-        told = {"manifest": manifest.text, "path": str(path), "strategy": strategy, "by": person()}
-        order = {**told, "digests": digests}
-        answer = service.post("/v1/rollouts", order)
-        if wanted.detach or answer["state"] == "already_live" or answer["rollout"] is None:
-            if wanted.output is Output.JSON:
-                show_document({"schema_version": 1, "service": name, **answer})
-            else:
-                say(f"{name}: {answer['message']}")
-            return Exit.DONE
-        note(f"{name}: {answer['message']}")
-        following = Following(
-            service=service,
-            rollout=answer["rollout"],
-            again=f"deployctl {VERBS[strategy]} {shlex.quote(file)}",
-            joined_at=_last_event(service, answer["rollout"]) if answer["state"] == "following" else 0,
-            until=wanted.until,
-            timeout=seconds,
-            rollback_on_cancel=wanted.rollback_on_cancel,
-            output=wanted.output,
+    signals = listen(arrivals)
+    again = f"deployctl {VERBS[strategy]} {shlex.quote(file)}"
+    try:
+        with signals.interruptible():  # nothing has begun yet
+            seconds = _seconds(wanted.timeout) if wanted.timeout is not None else None
+            manifest = read_manifest(file)
+            _carries_out(file, manifest, strategy)
+            service = service_called(manifest.name)
+            _start_if_wanted(service, manifest, up=wanted.up)
+            path = str(Path(file).absolute())
+            digests = digests_for(service, manifest, path)
+    except StoppedError as stopped:
+        last_words(f"deployctl: {stopped.by}: no rollout was begun")
+        return Exit.WATCH_ENDED
+    told = {"manifest": manifest.text, "path": path, "strategy": strategy, "by": person()}
+    beginning = Beginning(service, {**told, "digests": digests}, again, arrivals, signals)
+    ended = beginning.give(call_off=wanted.rollback_on_cancel)
+    if ended is not None:
+        return ended
+    answer = beginning.answer
+    rollout, message = answer.get("rollout"), answer.get("message")
+    if wanted.detach or answer.get("state") == "already_live" or rollout is None:
+        if wanted.output is Output.JSON:
+            show_document({"schema_version": 1, "service": service.name, **answer})
+        else:
+            say(f"{service.name}: {message}")
+        return Exit.DONE
+    note(f"{service.name}: {message}")
+    following = Following(
+        service=service,
+        rollout=rollout,
+        again=again,
+        joined_at=_last_event(service, rollout) if answer.get("state") == "following" else 0,
+        until=wanted.until,
+        timeout=seconds,
+        rollback_on_cancel=wanted.rollback_on_cancel,
+        output=wanted.output,
+    )
+    return follow(following, arrivals, signals)
+
+
+@dataclass(slots=True)
+class Beginning:
+    """The order to begin, on its way: the candidate is loaded and checked first, which may take a minute."""
+
+    service: Service
+    order: Document
+    again: str
+    arrivals: Arrivals
+    signals: Signals
+    answer: Document = field(default_factory=dict)
+    ticket: str = field(default_factory=partial(secrets.token_hex, 8))
+    """Names this order, so that it alone is called off."""
+
+    def give(self, *, call_off: bool) -> Exit | None:
+        """Wait for the answer; an exit code where a signal comes first. With `call_off` that signal ends what was ordered.
+
+        Raises what the service refuses.
+        """
+        order = {**self.order, "ticket": self.ticket}
+        in_background(
+            lambda: self.arrivals.put(Answered(self.service.post("/v1/rollouts", order))), self.arrivals
         )
-        return follow(following, arrivals)
+        match self.arrivals.get():
+            case Cancelled() as cancelled if call_off:
+                return self._call_off(cancelled)
+            case Cancelled(by):
+                name = self.service.name
+                last_words(
+                    f"deployctl: {by}: the rollout was ordered and begins once its candidate is loaded; follow it: {self.again}; "
+                    f"undo it: deployctl rollback {name}"
+                )
+                return Exit.WATCH_ENDED
+            case news:
+                self.answer = _answer(news)
+                return None
+
+    def _call_off(self, cancelled: Cancelled) -> Exit:
+        """Not by a rollback, which would end a rollout of somebody else while ours is not begun."""
+        with self.signals.deaf():
+            called_off = False
+            while True:
+                called_off = called_off or self._is_called_off()
+                try:
+                    self.answer = _answer(self.arrivals.get(timeout=CALL_OFF_SECONDS))
+                except Empty:
+                    continue
+                except ConflictError:
+                    if not called_off:
+                        raise
+                    last_words(
+                        f"{cancelled.by}: {self.service.name}: the rollout was called off before it began"
+                    )
+                    return Exit.ROLLED_BACK
+                break
+        if self.answer.get("rollout") is None:
+            last_words(f"{cancelled.by}: {self.service.name}: {self.answer.get('message')}")
+            return Exit.DONE
+        return undo(self.service, cancelled, self.signals)
+
+    def _is_called_off(self) -> bool:
+        try:
+            answer = self.service.post("/v1/call-off", {"by": person(), "ticket": self.ticket})
+        except InvalidError:  # a service of an older release: it is rolled back once it has begun
+            return False
+        return bool(answer.get("changed"))
+
+
+def _answer(news: object) -> Document:
+    match news:
+        case Answered(document):
+            return document
+        case Exception() as error:
+            raise error
+    raise AssertionError(f"nobody else sends news yet: {news}")
 
 
 def _carries_out(file: str, manifest: Manifest, strategy: str) -> None:
@@ -83,8 +174,8 @@ def _carries_out(file: str, manifest: Manifest, strategy: str) -> None:
 
 def _last_event(service: Service, rollout: str) -> int:
     """The number of the latest event: a hold that a person has passed long ago must not end the watching."""
-    events = service.get(f"/v1/explain?rollout={rollout}")["events"]
-    return max((int(event["seq"]) for event in events), default=0)
+    events = service.get(f"/v1/explain?rollout={rollout}").get("events") or []
+    return max((int(event.get("seq") or 0) for event in events), default=0)
 
 
 def _seconds(duration: str) -> float:
@@ -96,7 +187,7 @@ def _seconds(duration: str) -> float:
         raise InvalidError(f"--timeout: {error}") from error
 
 
-def _start_if_wanted(service: Service, manifest: Manifest, arrivals: Arrivals, *, up: bool) -> None:
+def _start_if_wanted(service: Service, manifest: Manifest, *, up: bool) -> None:
     if service.pid is not None:
         return
     if not up:
@@ -106,5 +197,4 @@ def _start_if_wanted(service: Service, manifest: Manifest, arrivals: Arrivals, *
     from deployctl.cli.up import start_detached  # noqa: PLC0415 - only with --up
 
     baseline = baseline_for(service, manifest)
-    with signals_into(arrivals):
-        note(start_detached(service, manifest, baseline=baseline).words)
+    note(start_detached(service, manifest, baseline=baseline).words)

@@ -1,17 +1,17 @@
 """Watch a rollout until it is finished, and say with an exit code how it ended.
 
 Watching never steers: when it ends early the rollout goes on, and the last line says how to follow or undo it. News comes
-over one queue, from a thread that reads the events and from signals, so nothing is interrupted half-way.
+over one queue, from a thread that reads the events and from signals, so nothing but printing is interrupted half-way.
 """
 
 from __future__ import annotations
 
-import signal
+import errno
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from queue import Empty, SimpleQueue
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from deployctl.cli.options import Output, person
 from deployctl.cli.services import STATUS, Service
+from deployctl.cli.signals import Cancelled, Signals, StoppedError
 from deployctl.errors import DeployctlError, Exit, UnavailableError
-from deployctl.views.console import is_screen, note, say, show_document
+from deployctl.views.console import abandon, is_screen, last_words, note, say, show_document
 from deployctl.views.events import event_line, words_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ RECONNECT_SECONDS = 30.0
 """How long a service may be gone before following it fails."""
 RETRY_SECONDS = 0.2
 REDRAW_SECONDS = 0.5
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NOBODY_READS = {errno.EPIPE, errno.EIO}
+"""Of stdout: its reader has left, or its terminal is gone."""
 
 Document = dict[str, Any]
 
@@ -43,20 +45,27 @@ class Until(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
-    """Somebody or something wants this command to end."""
-
-    by: str
-
-
-@dataclass(frozen=True, slots=True)
 class StatusSeen:
     """A status for the live screen."""
 
     document: Document
 
 
-News = Document | StatusSeen | Cancelled | Exception
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the service says of the order to begin."""
+
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """The service does not answer just now, and is waited for."""
+
+    words: str
+
+
+News = Document | StatusSeen | Answered | Missed | Cancelled | Exception
 Arrivals = SimpleQueue[News]
 
 
@@ -77,45 +86,32 @@ class Following:
     output: Output = Output.TEXT
 
 
-@contextmanager
-def signals_into(arrivals: Arrivals) -> Iterator[None]:
-    """Signals arrive as news; a second one ends the command at once. What was ignored (nohup) stays ignored."""
-    first = True
-
-    def arrived(number: int, _frame: object) -> None:
-        nonlocal first
-        if not first:
-            raise KeyboardInterrupt
-        first = False
-        arrivals.put(Cancelled(signal.Signals(number).name))
-
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, arrived)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def follow(following: Following, arrivals: Arrivals) -> Exit:
+def follow(following: Following, arrivals: Arrivals, signals: Signals) -> Exit:
     """Show each event until the end that was asked for. Raises what the service refuses, UnavailableError when it is gone."""
-    _in_background(lambda: _read_events(following.service, following.rollout, arrivals), arrivals)
-    watcher = _Watcher(following)
+    in_background(lambda: _read_events(following.service, following.rollout, arrivals), arrivals)
+    watcher = _Watcher(following, signals)
     deadline = time.monotonic() + following.timeout if following.timeout is not None else None
     try:
         with _screen(following, arrivals) as screen:
             code = watcher.watch(arrivals, screen, deadline)
-    except BrokenPipeError:
-        return Exit.WATCH_ENDED
-    return watcher.farewell(code)
+        return watcher.farewell(code)
+    except OSError as error:
+        return watcher.unheard(error)
+
+
+def undo(service: Service, cancelled: Cancelled, signals: Signals) -> Exit:
+    """Roll back what a cancelled command began or followed, whatever other signals come meanwhile."""
+    reason = f"the command that followed it was cancelled ({cancelled.by})"
+    with signals.deaf():
+        answer = service.post("/v1/rollback", {"by": person(), "reason": reason, "to": None})
+    last_words(f"{cancelled.by}: {service.name}: {answer.get('message')}")
+    return Exit.ROLLED_BACK if answer.get("changed") or answer.get("phase") == "rolled_back" else Exit.DONE
 
 
 def outcome(event: Document, until: Until | None) -> Exit | None:
     """The exit code that this event means to whoever follows, None to go on."""
-    if (code := event.get("exit_code")) is not None:
+    code = event.get("exit_code")
+    if code is not None and code in [*Exit]:  # a service of a newer release may know others
         return Exit(code)
     phase = event.get("phase")
     if until is not None and phase == until.value:
@@ -135,8 +131,9 @@ def outcome(event: Document, until: Until | None) -> Exit | None:
 class _Watcher:
     """One watch: the last event seen, and what is said at the end."""
 
-    def __init__(self, following: Following) -> None:
+    def __init__(self, following: Following, signals: Signals) -> None:
         self._following = following
+        self._signals = signals
         self._last: Document = {}
         self._cancelled: Cancelled | None = None
 
@@ -148,53 +145,75 @@ class _Watcher:
             except Empty:
                 self._cancelled = Cancelled("time-out")
                 return Exit.WATCH_ENDED
-            match news:
-                case Exception():
-                    raise news
-                case Cancelled():
-                    self._cancelled = news
-                    return Exit.WATCH_ENDED
-                case StatusSeen():
-                    if screen:
-                        screen.status(news.document)
-                case _:
-                    self._show(news, screen)
-                    code = outcome(news, self._following.until)
-                    if code is not None and news["seq"] >= self._following.joined_at:
-                        return code
+            if (code := self._take(news, screen)) is not None:
+                return code
+
+    def _take(self, news: News, screen: LiveScreen | None) -> Exit | None:
+        match news:
+            case Exception():
+                raise news
+            case Cancelled():
+                self._cancelled = news
+                return Exit.WATCH_ENDED
+            case StatusSeen() if screen:
+                screen.status(news.document)
+            case Missed() if screen is None:
+                note(f"deployctl: {news.words}")
+            case dict():
+                self._show(news, screen)
+                code = outcome(news, self._following.until)
+                return code if news["seq"] >= self._following.joined_at else None
+        return None
 
     def farewell(self, code: Exit) -> Exit:
         """The last words; a cancelled command may undo what it started."""
         following = self._following
         if self._cancelled is None:
             if following.output is Output.TEXT:
-                say(f"{following.service.name}: {words_of(self._last)}")
-                note(f"why: deployctl explain {following.service.name} --rollout {following.rollout}")
+                try:
+                    self._print(lambda: say(f"{following.service.name}: {words_of(self._last)}"))
+                except OSError:  # how it ended is what the command ends with, read or not
+                    abandon(sys.stdout)
+                last_words(f"why: deployctl explain {following.service.name} --rollout {following.rollout}")
             return code
         if following.rollback_on_cancel and self._cancelled.by.startswith("SIG"):
-            return self._undo(self._cancelled)
-        at = f" at {self._last['weight']:g} %" if isinstance(self._last.get("weight"), int | float) else ""
-        note(
-            f"deployctl: {self._cancelled.by}: rollout {following.rollout} goes on{at}; follow it: {following.again}; "
-            f"undo it: deployctl rollback {following.service.name}"
-        )
+            return undo(following.service, self._cancelled, self._signals)
+        last_words(f"deployctl: {self._cancelled.by}: {self._goes_on}")
         return code
 
-    def _undo(self, cancelled: Cancelled) -> Exit:
-        reason = f"the command that followed it was cancelled ({cancelled.by})"
-        body = {"by": person(), "reason": reason, "to": None}
-        answer = self._following.service.post("/v1/rollback", body)
-        note(f"{cancelled.by}: {self._following.service.name}: {answer['message']}")
-        return Exit.ROLLED_BACK if answer.get("phase") == "rolled_back" else Exit.DONE
+    def unheard(self, error: OSError) -> Exit:
+        """The end of the watching where stdout takes nothing more. Raises UnavailableError when that is the disk's fault."""
+        abandon(sys.stdout)
+        if error.errno not in NOBODY_READS:
+            raise UnavailableError(f"stdout: {error.strerror or error}; {self._goes_on}") from error
+        last_words(f"deployctl: nobody reads stdout any more: {self._goes_on}")
+        return Exit.WATCH_ENDED
+
+    @property
+    def _goes_on(self) -> str:
+        following = self._following
+        at = f" at {self._last['weight']:g} %" if isinstance(self._last.get("weight"), int | float) else ""
+        return (
+            f"rollout {following.rollout} goes on{at}; follow it: {following.again}; "
+            f"undo it: deployctl rollback {following.service.name}"
+        )
 
     def _show(self, event: Document, screen: LiveScreen | None) -> None:
         self._last = event
         if screen:
             screen.event(event)
         elif self._following.output is Output.JSON:
-            show_document(event)
+            self._print(lambda: show_document(event))
         else:
-            say(event_line(event))
+            self._print(lambda: say(event_line(event)))
+
+    def _print(self, write: Callable[[], None]) -> None:
+        """A reader that takes nothing must not keep us from obeying a signal: what it has not taken then is lost."""
+        try:
+            with self._signals.interruptible():
+                write()
+        except StoppedError:
+            abandon(sys.stdout)
 
 
 def _screen(following: Following, arrivals: Arrivals) -> AbstractContextManager[LiveScreen | None]:
@@ -202,11 +221,13 @@ def _screen(following: Following, arrivals: Arrivals) -> AbstractContextManager[
         return nullcontext()
     from deployctl.views.live import LiveScreen  # noqa: PLC0415 - rich costs 0.05 s
 
-    _in_background(lambda: _read_status(following.service, arrivals), arrivals)
+    in_background(lambda: _read_status(following.service, arrivals), arrivals)
     return LiveScreen()
 
 
-def _in_background(read: Callable[[], None], arrivals: Arrivals) -> None:
+def in_background(read: Callable[[], None], arrivals: Arrivals) -> None:
+    """What it raises arrives as news."""
+
     def run() -> None:
         try:
             read()
@@ -224,15 +245,19 @@ def _read_events(service: Service, rollout: str, arrivals: Arrivals) -> None:
             with service.client() as client:
                 for event in client.stream(f"/v1/rollouts/{rollout}/events?after={after}"):
                     gone_since = None
-                    if event["seq"] > after:
-                        after = event["seq"]
-                        arrivals.put(event)
+                    seq = int(event.get("seq") or after + 1)
+                    if seq > after:
+                        after = seq
+                        arrivals.put(event | {"seq": seq})
             error: DeployctlError = UnavailableError(
                 f"the events of rollout {rollout} ended without a result"
             )
         except UnavailableError as unavailable:
             error = unavailable
-        gone_since = gone_since or time.monotonic()
+        if gone_since is None:
+            gone_since = time.monotonic()
+            if service.pid is None:  # and no controller that is just restarted
+                arrivals.put(Missed(f"{error}; it is waited for, {RECONNECT_SECONDS:g} s"))
         if time.monotonic() - gone_since > RECONNECT_SECONDS:
             raise error
         time.sleep(RETRY_SECONDS)

@@ -53,7 +53,8 @@ Detach = Annotated[bool, typer.Option("--detach", help="Start it and return at o
 RollbackOnCancel = Annotated[
     bool,
     typer.Option(
-        "--rollback-on-cancel", help="SIGINT and SIGTERM roll back, instead of ending the watching only."
+        "--rollback-on-cancel",
+        help="SIGINT, SIGTERM and SIGHUP roll back, instead of ending the watching only.",
     ),
 ]
 

@@ -73,6 +73,7 @@ class Api:
             ("POST", "/v1/up"): self._up,
             ("POST", "/v1/models"): self._models,
             ("POST", "/v1/rollouts"): self._start,
+            ("POST", "/v1/call-off"): self._call_off,
             ("POST", "/v1/rollback"): self._rollback,
             ("POST", "/v1/promote"): self._promote,
             ("POST", "/v1/pause"): self._pause,
@@ -149,7 +150,12 @@ class Api:
         digests = request.body.get("digests") or {}
         if not isinstance(digests, dict) or not all(map(is_digest, digests.values())):
             raise InvalidError(f"{request.method} {request.path}: 'digests' are sha256:… by their places")
-        return await self._commands.start_rollout(text, Path(path), by, digests)
+        return await self._commands.start_rollout(
+            text, Path(path), by, digests, str(request.body.get("ticket") or "")
+        )
+
+    async def _call_off(self, request: admin.AdminRequest) -> dict[str, Any]:
+        return self._changed(self._commands.call_off(_text(request, "by"), _text(request, "ticket")))
 
     async def _rollback(self, request: admin.AdminRequest) -> dict[str, Any]:
         reason, to = request.body.get("reason") or "", request.body.get("to")

@@ -66,6 +66,7 @@ class Beginning:
     """A rollout whose candidate is still being loaded; a person who rolls back calls it off."""
 
     desired: Plan
+    ticket: str = ""
     called_off_by: str | None = None
 
 
@@ -210,22 +211,23 @@ class Commands:
         ]
 
     async def start_rollout(
-        self, text: str, path: Path, by: str, digests: Digests | None = None
+        self, text: str, path: Path, by: str, digests: Digests | None = None, ticket: str = ""
     ) -> dict[str, Any]:
         """Start the rollout of a manifest, or follow it when it runs already. `digests` are those of its fetched models, by their places.
 
-        The candidate is loaded, warmed and compared with the live version's signature before anything is written down.
+        The candidate is loaded, warmed and compared with the live version's signature before anything is written down. With its
+        `ticket` the order can be called off until then.
         """
         manifest = await self.read(text.encode(), path)
         if manifest.candidate is None or manifest.strategy is None:
             raise InvalidError(f"{path}: no candidate and strategy in it: nothing to roll out")
         async with self._starting:
             try:
-                return await self._start(manifest, by, digests or {})
+                return await self._start(manifest, by, digests or {}, ticket)
             finally:
                 self._remove_models()
 
-    async def _start(self, manifest: Manifest, by: str, digests: Digests) -> dict[str, Any]:
+    async def _start(self, manifest: Manifest, by: str, digests: Digests, ticket: str) -> dict[str, Any]:
         self._same_service(manifest)
         versions = self._versions(manifest, digests)
         baseline = versions.pop("baseline", HUMAN)
@@ -240,7 +242,7 @@ class Commands:
             if version != HUMAN
         ]
         self._controller.trying = tuple(candidates)
-        self._beginning = Beginning(desired)
+        self._beginning = Beginning(desired, ticket)
         try:
             for candidate in candidates:
                 await self._check_candidate(baseline, candidate, self._refuse_what_may_not_begin)
@@ -502,6 +504,15 @@ class Commands:
         stays = "people decided before" if left == HUMAN else f"version {left.version} stays loaded"
         message = f"version {label} answers all callers, {stays}"
         return Changed(changed=True, message=message, rollout=controller.last)
+
+    def call_off(self, by: str, ticket: str) -> Changed:
+        """The order of this ticket, as long as its candidate is being loaded; any other goes on."""
+        mine = self._beginning is not None and self._beginning.ticket == ticket != ""
+        if mine and (version := self._call_off(by)) is not None:
+            return Changed(
+                changed=True, message=f"the rollout of version {version.version} does not begin", rollout=None
+            )
+        return Changed(changed=False, message="nothing to call off", rollout=None)
 
     def _call_off(self, by: str) -> Version | None:
         """No rollout begins whose candidate is still being loaded; gives that candidate."""

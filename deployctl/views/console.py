@@ -119,3 +119,16 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """One line on stderr: what is not data."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - as above
+
+
+def last_words(text: str) -> None:
+    """A note of a command that knows its exit code: where nobody takes it, the command ends with that code all the same."""
+    try:
+        note(text)
+    except (OSError, KeyboardInterrupt):
+        abandon(sys.stderr)
+
+
+def abandon(stream: IO[str]) -> None:
+    """Whatever is left in this stream, or comes into it, goes nowhere: nobody reads it, and we must not wait for that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
