@@ -9,6 +9,7 @@ import sys
 import traceback
 from contextlib import suppress
 from itertools import pairwise
+from typing import Any
 
 import typer
 
@@ -26,12 +27,13 @@ def main() -> None:
     debug = "--debug" in arguments or bool(os.environ.get("DEPLOYCTL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     _make_streams_safe()
-    _end_in_order()
+    _on_signals(signal.default_int_handler)  # SIGTERM and SIGHUP end every command as Ctrl-C does
     try:
         code = _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         abandon(sys.stdout)  # it may be just what keeps us
+        _on_signals(signal.SIG_DFL)  # and so may stderr
         last_words("deployctl: interrupted")
         code = Exit.WATCH_ENDED
     except BrokenPipeError:
@@ -91,11 +93,11 @@ def wants_json(arguments: list[str]) -> bool:
     )
 
 
-def _end_in_order() -> None:
-    """SIGTERM and SIGHUP end every command as Ctrl-C does, and what was ignored (nohup) stays ignored."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+def _on_signals(handler: Any) -> None:
+    """What was ignored (nohup) stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, handler)
 
 
 def _make_streams_safe() -> None:
@@ -113,6 +115,7 @@ def _leave(code: int) -> None:
         sys.stdout.flush()
     except (OSError, KeyboardInterrupt):
         abandon(sys.stdout)
+    _on_signals(signal.SIG_IGN)  # it is decided; the interpreter would let a late one kill us over it
     sys.exit(code)
 
 

@@ -64,4 +64,4 @@ def _tell(service: Service, answer: dict[str, Any], output: Output) -> None:
     if output is Output.JSON:
         show_document({"schema_version": 1, "service": service.name, **answer})
     else:
-        say(f"{service.name}: {answer['message']}")
+        say(f"{service.name}: {answer.get('message', 'done')}")

@@ -55,10 +55,10 @@ def history(
     document = service.get("/v1/history")
     if output is Output.JSON:
         show_document({"schema_version": 1, "service": service.name, **document})
-    elif document["rollouts"]:
+    elif rollouts := document.get("rollouts"):
         from deployctl.views.history import history_lines  # noqa: PLC0415 - rich costs 0.05 s
 
-        show(history_lines(document["rollouts"]))
+        show(history_lines(rollouts))
     else:
         note(f"{service.name}: no rollout yet")
 

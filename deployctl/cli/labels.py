@@ -126,8 +126,10 @@ class _Sending:
         # Sent again when the controller dies over it: a label that comes twice is counted as repeated and used once.
         answer = self.client.post("/v1/labels", {"labels": as_documents(chunk), "by": person()})
         refusals = answer.pop("refusals", [])
-        self.refusals += [(chunk[one["index"]][1], one["reason"]) for one in refusals]
-        self.counts.update(answer)
+        self.refusals += [
+            (chunk[one["index"]][1], str(one.get("reason"))) for one in refusals if "index" in one
+        ]
+        self.counts.update({name: count for name, count in answer.items() if isinstance(count, int)})
         self.sent += len(chunk)
 
     def document(self) -> dict[str, Any]:

@@ -105,21 +105,37 @@ def recorded(home: ServiceHome, rollout: str | None) -> Recorded:
 
 
 def publish_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all. Raises UnavailableError where it cannot be."""
-    from deployctl.durable import publish  # noqa: PLC0415 - as above
+    """Write a file that is there whole or not at all. Raises UnavailableError where it cannot be.
+
+    What is no file (a pipe, /dev/stdout) is written into, and a link is followed: neither is replaced.
+    """
     from deployctl.errors import UnavailableError  # noqa: PLC0415 - as above
 
     if path.is_dir():
         raise UnavailableError(f"{path}: cannot be written: it is a directory; name a file in it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            with temporary.open("w", encoding="utf-8", errors="replace") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            publish(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        if path.exists() and not path.is_file():
+            _write(path, text)
+        else:
+            _replace(path.resolve(), text)
     except OSError as error:
         raise UnavailableError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    from deployctl.durable import publish  # noqa: PLC0415 - as above
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write(temporary, text, sync=True)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str, *, sync: bool = False) -> None:
+    with path.open("w", encoding="utf-8", errors="replace") as file:
+        file.write(text)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import deployctl
 from deployctl.errors import InvalidError, UnavailableError
+from deployctl.views.console import note
 
 if TYPE_CHECKING:
     from deployctl.statedir import ServiceHome
@@ -17,10 +20,11 @@ STATUS = "/v1/status"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service by name, running or not."""
+    """A service by name, running or not; `warned` holds the releases that a person was told of."""
 
     name: str
     home: ServiceHome
+    warned: set[str | None] = field(default_factory=set, compare=False)
 
     @property
     def pid(self) -> int | None:
@@ -30,9 +34,28 @@ class Service:
         return running_pid(self.home)
 
     def client(self) -> AdminClient:
+        """Warns once where the service is of another release."""
         from deployctl.wire.admin import AdminClient  # noqa: PLC0415 - httpx costs 0.1 s
 
+        return AdminClient(self.home.admin_socket, self.name, self._compare)
+
+    def client_of_any_release(self) -> AdminClient:
+        """For whoever makes the two one."""
+        from deployctl.wire.admin import AdminClient  # noqa: PLC0415 - as above
+
         return AdminClient(self.home.admin_socket, self.name)
+
+    def _compare(self, release: str | None) -> None:
+        ours = deployctl.__version__
+        if release == ours or release in self.warned:
+            return
+        self.warned.add(release)
+        theirs = "an older release" if release is None else f"release {release}"
+        if release is None or _numbers(release) < _numbers(ours):
+            fix = f"give it this one: deployctl upgrade {self.name}"
+        else:
+            fix = "install that one here as well: pip install --upgrade deployctl"
+        note(f"deployctl: warning: service '{self.name}' is of {theirs} and this command of {ours}; {fix}")
 
     def get(self, path: str) -> dict[str, Any]:
         with self.client() as client:
@@ -76,6 +99,10 @@ def several_run() -> bool:
     from deployctl.statedir import running_services, state_dir  # noqa: PLC0415 - as above
 
     return len(running_services(state_dir())) > 1
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(part) for part in re.findall(r"[0-9]+", release)]
 
 
 def _only_one() -> str:

@@ -38,6 +38,7 @@ class Signals:
         self._first: Cancelled | None = None
         self._raises = False
         self._deaf = False
+        self._insisted = False
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -61,9 +62,10 @@ class Signals:
 
     def arrived(self, number: int, _frame: object) -> None:
         """The handler."""
-        if self._deaf:
+        if self._deaf or self._insisted:
             return
         if self._first is not None:
+            self._insisted = True
             raise KeyboardInterrupt
         self._first = Cancelled(signal.Signals(number).name)
         self._arrivals.put(self._first)

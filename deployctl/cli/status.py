@@ -62,6 +62,7 @@ def _watch_on_screen(service: Service) -> None:
     from deployctl.views.live import LiveScreen  # noqa: PLC0415 - as above
 
     seen, asked_at = None, 0.0
+    service.get(STATUS)  # what there is to warn of stands above the screen
     with LiveScreen() as screen, service.client() as client:
         for document in _statuses(service, WATCH_SECONDS / 2):
             now = (document.get("rollout"), document.get("phase"), document.get("step"))

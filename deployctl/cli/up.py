@@ -44,14 +44,14 @@ class Running:
 
     @property
     def words(self) -> str:
-        version = self.status["live"]
+        version = self.status.get("live")
         who = "people decide" if version is None else f"version {version} serves"
-        live = f"{self.status['service']}: {who} at {self.status['url']}"
+        live = f"{self.status.get('service')}: {who} at {self.status.get('url')}"
         return live if self.state == "started" else f"{live} (it was running already)"
 
     @property
     def document(self) -> dict[str, Any]:
-        told = {key: self.status[key] for key in ("service", "url", "live")}
+        told = {key: self.status.get(key) for key in ("service", "url", "live")}
         return {"schema_version": 1, **told, "pid": self.pid, "state": self.state}
 
 

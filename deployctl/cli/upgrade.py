@@ -28,13 +28,14 @@ Document = dict[str, Any]
 def upgrade(name: Name = None, output: AsOutput = Output.TEXT) -> None:
     """Give the running service to this release; no request fails."""
     service = find_service(name)
-    with service.client() as client:
+    with service.client_of_any_release() as client:
         before = client.get(STATUS)
         _ask(client, before)
         after = _until_replaced(service, client, before)
-    if after["release"] != deployctl.__version__:
+    release = after.get("release")
+    if release != deployctl.__version__:
         raise ConflictError(
-            f"another upgrade was quicker: {service.name} is of release {after['release']} now, and this is {deployctl.__version__}; "
+            f"another upgrade was quicker: {service.name} is of release {release} now, and this is {deployctl.__version__}; "
             "try again if it shall be this one"
         )
     document = {
@@ -42,16 +43,14 @@ def upgrade(name: Name = None, output: AsOutput = Output.TEXT) -> None:
         "service": service.name,
         "changed": True,
         "from": before.get("release"),
-        "to": after["release"],
-        "pids": after["pids"],
+        "to": release,
+        "pids": after.get("pids"),
     }
     if output is Output.JSON:
         show_document(document)
     else:
         same = document["from"] == document["to"]
-        words = (
-            f"release {after['release']} again" if same else f"from {document['from']} to {after['release']}"
-        )
+        words = f"release {release} again" if same else f"from {document['from']} to {release}"
         say(f"{service.name}: upgraded, {words}; every process was replaced, no caller was")
 
 
@@ -79,19 +78,22 @@ def _until_replaced(service: Service, client: AdminClient, before: Document) -> 
             if service.pid is None or time.monotonic() > deadline:
                 raise
             continue
-        state = status["upgrade"]
+        state = status.get("upgrade") or {}
+        left = state.get("left") or []
         began = _generation(status) > _generation(before)
-        if began and not state["left"]:
+        if began and not left:
             return status
-        if (trouble := state["trouble"]) is not None:
+        if (trouble := state.get("trouble")) is not None:
             if not began:
                 raise UnavailableError(f"{trouble}; the release of before goes on")
-            if all(name.startswith("worker") for name in state["left"]):
-                raise UnavailableError(f"the service is of release {status['release']} now, but {trouble}")
+            if all(name.startswith("worker") for name in left):
+                raise UnavailableError(
+                    f"the service is of release {status.get('release')} now, but {trouble}"
+                )
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"service '{service.name}' serves, but not all of it is of this release after {REPLACED_SECONDS:g} s: "
-                f"{', '.join(state['left']) or 'nothing has begun'}; see {service.home.log}, or go back with `deployctl upgrade` "
+                f"{', '.join(left) or 'nothing has begun'}; see {service.home.log}, or go back with `deployctl upgrade` "
                 "of the release before"
             )
         time.sleep(POLL_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,9 +71,10 @@ def _over_time(document: Document, layout: Layout) -> Iterator[Text]:
         return
     cells = min(60, layout.width - 40)
     yield Text()
-    span = f"{points[0]['at']:.0f} to {points[-1]['at']:.0f} s"
+    first, last = (float(point.get("at") or 0.0) for point in (points[0], points[-1]))
+    span = f"{first:.0f} to {last:.0f} s"
     yield Text(f"evidence over time, {span} (logarithmic)", style="bold")
     for side, words in (("harm", "of harm"), ("safe", "of safety, weakest metric")):
-        values = [point[side] for point in points]
+        values = [math.inf if point.get(side) is None else point[side] for point in points]  # JSON's infinity
         line = figures.sparkline(values, cells, ascii_only=layout.ascii_only)
         yield Text(f"  {line}  {words}, highest {figures.e_value(max(values))}")

@@ -27,7 +27,7 @@ def history_lines(rollouts: list[Document]) -> Iterator[Text]:
 
 
 def _headline(rollout: Document) -> Text:
-    line = Text(f"rollout {rollout['rollout']}", style="bold")
+    line = Text(f"rollout {rollout.get('rollout')}", style="bold")
     versions = f"{label(rollout.get('baseline'))} → {label(rollout.get('candidate'))}"
     line.append(f"  {rollout.get('strategy') or 'canary'}  {versions}  ", style="not bold")
     phase = str(rollout.get("phase"))
@@ -39,7 +39,7 @@ def _headline(rollout: Document) -> Text:
 
 def _metric(metric: Document) -> Text:
     verdict = verdict_of(metric)
-    line = Text(f"      {metric['name']:<18}")
+    line = Text(f"      {metric.get('name') or '?':<18}")
     line.append(f"{verdict:<12}", style=VERDICT_STYLES.get(verdict, ""))
     told = "  ".join(
         f"{kind} {figures.evidence(value, threshold)}" for kind, value, threshold in evidence_of(metric)

@@ -52,7 +52,7 @@ def status_lines(status: Document, layout: Layout) -> list[Text]:
 
 def status_line(status: Document) -> str:
     """The status on one line, for a log."""
-    parts = [str(status["service"]), phase_words(status.get("phase"))]
+    parts = [_name(status), phase_words(status.get("phase"))]
     if status.get("rollout") and status.get("candidate"):
         parts += [
             _step_words(status),
@@ -60,11 +60,13 @@ def status_line(status: Document) -> str:
         ]
     else:
         parts.append(
-            f"version {label(status['live'])} serves" if status.get("live") is not None else "people decide"
+            f"version {label(status.get('live'))} serves"
+            if status.get("live") is not None
+            else "people decide"
         )
     for metric in status.get("metrics") or []:
         arms = f"{figures.arm(metric.get('baseline'))} | {figures.arm(metric.get('candidate'))}"
-        parts.append(f"{metric['name']} {verdict_of(metric)}: {arms}")
+        parts.append(f"{metric.get('name')} {verdict_of(metric)}: {arms}")
     return "  ".join(part for part in parts if part)
 
 
@@ -113,9 +115,13 @@ def needed_words(metric: Document) -> str:
     return str(needed or "")
 
 
+def _name(status: Document) -> str:
+    return str(status.get("service") or figures.UNKNOWN)
+
+
 def _headline(status: Document) -> Text:
     phase = status.get("phase") if status.get("rollout") else None
-    line = Text(str(status["service"]), style="bold")
+    line = Text(_name(status), style="bold")
     line.append("  ")
     line.append(phase_words(phase), style=PHASE_STYLES.get(str(phase), "bold green"))
     if status.get("rollout"):
@@ -129,14 +135,14 @@ def _headline(status: Document) -> Text:
 
 def _hook_words(hook: Document) -> str:
     """What one webhook has been asked or told, and what came of it."""
-    words = f"{hook['name']} ({hook['type']})"
-    if hook["waiting"]:
-        words += f": asked {hook['tries']} times" if hook["tries"] else ": not asked yet"
-        return f"{words}, {hook['last']}" if hook["last"] else words
-    if hook["behind"] and hook["last"]:
-        return f"{words}: {hook['behind']} events wait to be taken, {hook['last']}"
-    if hook["given_up"]:
-        return f"{words}: {hook['given_up']} events were given up, {hook['last']}"
+    words, last, tries = f"{hook.get('name')} ({hook.get('type')})", hook.get("last"), hook.get("tries")
+    if hook.get("waiting"):
+        words += f": asked {tries} times" if tries else ": not asked yet"
+        return f"{words}, {last}" if last else words
+    if hook.get("behind") and last:
+        return f"{words}: {hook['behind']} events wait to be taken, {last}"
+    if hook.get("given_up"):
+        return f"{words}: {hook['given_up']} events were given up, {last}"
     return ""
 
 
@@ -164,8 +170,8 @@ def _live(status: Document) -> str:
 def _share_words(status: Document) -> str:
     """What share of the traffic the candidate has."""
     if mirror := status.get("mirror"):
-        return f"copies of {mirror:g} % to {label(status['candidate'])}"
-    return f"{label(status['candidate'])} at {figures.weight(status.get('weight'))}"
+        return f"copies of {mirror:g} % to {label(status.get('candidate'))}"
+    return f"{label(status.get('candidate'))} at {figures.weight(status.get('weight'))}"
 
 
 def _weight_lines(status: Document, layout: Layout) -> list[Text]:
@@ -192,11 +198,11 @@ def _waiting_words(status: Document) -> Iterator[str]:
     if reason := status.get("reason"):
         yield str(reason)
     if status.get("waits_for") == "webhook":
-        yield f"a person may pass it, too: deployctl promote {status['service']}, or deployctl rollback {status['service']}"
+        yield f"a person may pass it, too: deployctl promote {_name(status)}, or deployctl rollback {_name(status)}"
     elif status.get("waits_for"):
-        yield f"waits for a person: deployctl promote {status['service']}, or deployctl rollback {status['service']}"
+        yield f"waits for a person: deployctl promote {_name(status)}, or deployctl rollback {_name(status)}"
     elif status.get("phase") == "paused":
-        yield f"paused by a person: deployctl resume {status['service']}"
+        yield f"paused by a person: deployctl resume {_name(status)}"
 
 
 def _step_words(status: Document) -> str:
@@ -229,7 +235,7 @@ def _table(rows: list[Document], layout: Layout) -> list[Text]:
         effect = figures.effect(row.get("effect"), row.get("interval"))
         told = {kind: _evidence(value, threshold, layout) for kind, value, threshold in evidence_of(row)}
         table.append(
-            [str(row["name"]), verdict_of(row), *arms, effect]
+            [str(row.get("name")), verdict_of(row), *arms, effect]
             + [told.get(kind, "") for kind in kinds]
             + [needed_words(row)]
         )
@@ -249,7 +255,7 @@ def _block(row: Document, layout: Layout) -> Iterator[Text]:
     """One metric in lines that fit into 80 columns."""
     verdict = verdict_of(row)
     head = Text("  ")
-    head.append(str(row["name"]), style="bold")
+    head.append(str(row.get("name")), style="bold")
     head.append("  ")
     head.append(verdict, style=VERDICT_STYLES.get(verdict, ""))
     if needed := needed_words(row):
@@ -287,7 +293,7 @@ def _files_words(files: Document) -> str:
         "files refused": files.get("refused_files", 0),
     }
     said = [f"{what}: {figures.count(number)}" for what, number in lost.items() if number]
-    return ", ".join([f"{labels} from {rows} rows in {files['path']}", *said])
+    return ", ".join([f"{labels} from {rows} rows in {files.get('path')}", *said])
 
 
 def _pids(pids: Document) -> str:

@@ -1,7 +1,8 @@
 """CLI ↔ controller: HTTP and JSON on a Unix socket, both ends. `curl --unix-socket` works as well.
 
 The controller serves the socket that its supervisor opened, so a call during a restart waits in the backlog instead of
-failing. Only the socket's owner and root are answered. An error is `{"error": "one line", "exit_code": n}`.
+failing. Only the socket's owner and root are answered. An error is `{"error": "one line", "exit_code": n}`. Every answer names the
+release that gives it, as both ends may be of different ones: either passes over keys that it does not know.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from urllib.parse import parse_qsl, urlsplit
 import h11
 import msgspec
 
+from deployctl import __version__
 from deployctl.errors import DeployctlError, Exit, UnavailableError, error_for
 
 if TYPE_CHECKING:
     import httpx
+
+RELEASE = "deployctl-release"
+"""The header that names the release of whoever answers."""
 
 MAX_HEADER = 16 * 1024
 MAX_BODY = 1024 * 1024
@@ -85,18 +90,19 @@ def error_reply(error: DeployctlError) -> AdminReply:
     return AdminReply({"error": str(error), "exit_code": int(error.exit_code)}, status)
 
 
-def serve(sock: socket.socket, handle: Handle) -> AdminServer:
+def serve(sock: socket.socket, handle: Handle, release: str = __version__) -> AdminServer:
     """Answer calls on a listening socket until `close()`; needs a running event loop. The socket stays open."""
-    return AdminServer(sock, handle)
+    return AdminServer(sock, handle, release)
 
 
 class AdminServer:
     """Accepts on an inherited socket, one task per connection. Nothing that a client sends ends it."""
 
-    def __init__(self, sock: socket.socket, handle: Handle) -> None:
+    def __init__(self, sock: socket.socket, handle: Handle, release: str) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._handle = handle
+        self._release = release
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._connections: set[asyncio.Task[None]] = set()
         self._accepting = asyncio.create_task(self._accept())
@@ -134,7 +140,7 @@ class AdminServer:
             uid = _peer_uid(connection)
             reader, writer = await asyncio.open_unix_connection(sock=connection)
             try:
-                await _Conversation(reader, writer, self._handle, uid).run()
+                await _Conversation(reader, writer, self._handle, uid, self._release).run()
             finally:
                 writer.close()
 
@@ -143,12 +149,18 @@ class _Conversation:
     """The requests of one connection, one after the other."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handle, uid: int
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        handle: Handle,
+        uid: int,
+        release: str,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._handle = handle
         self._uid = uid
+        self._release = release
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
 
     async def run(self) -> None:
@@ -226,6 +238,7 @@ class _Conversation:
     async def _send(self, reply: AdminReply, *, close: bool = False) -> None:
         body = line(reply.document)
         headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        headers.append((RELEASE, self._release))
         if close:
             headers.append(("connection", "close"))
         await self._write(
@@ -236,7 +249,11 @@ class _Conversation:
 
     async def _stream(self, lines: AsyncIterator[bytes]) -> None:
         """Lines as they come, an empty one when nothing came for a while; ends when either side is done."""
-        headers = [("content-type", "application/x-ndjson"), ("connection", "close")]
+        headers = [
+            ("content-type", "application/x-ndjson"),
+            ("connection", "close"),
+            (RELEASE, self._release),
+        ]
         gone = asyncio.ensure_future(self._reader.read(1))
         upcoming: asyncio.Future[bytes] | None = None
         try:
@@ -285,11 +302,20 @@ def _peer_uid(connection: socket.socket) -> int:
 
 
 class AdminClient:
-    """Calls to one service. Every failure is a DeployctlError: the service's own, or UnavailableError."""
+    """Calls to one service. Every failure is a DeployctlError: the service's own, or UnavailableError.
 
-    def __init__(self, socket_path: Path | str, service: str | None = None) -> None:
+    `heard` is called with the release of each answer; None is one from before answers named it.
+    """
+
+    def __init__(
+        self,
+        socket_path: Path | str,
+        service: str | None = None,
+        heard: Callable[[str | None], None] = lambda _: None,
+    ) -> None:
         import httpx  # noqa: PLC0415 - 0.1 s that only a client needs
 
+        self._heard = heard
         self._service = service or "the service"
         self._path = Path(socket_path)
         transport = httpx.HTTPTransport(uds=str(socket_path))
@@ -323,6 +349,7 @@ class AdminClient:
         limits = httpx.Timeout(timeout, read=max(timeout, 3 * HEARTBEAT_SECONDS))
         try:
             with self._http.stream("GET", path, timeout=limits) as response:
+                self._heard(response.headers.get(RELEASE) or None)
                 if response.status_code >= 400:
                     response.read()
                     raise _error_of(response)
@@ -350,6 +377,7 @@ class AdminClient:
                     raise self._unavailable(error) from error
                 time.sleep(0.05)
                 continue
+            self._heard(response.headers.get(RELEASE) or None)
             if response.status_code >= 400:
                 raise _error_of(response)
             document = msgspec.json.decode(response.content)

@@ -16,7 +16,7 @@ from pathlib import Path
 from output_schema import Command, hold
 
 from deployctl import __version__
-from deployctl.statedir import ServiceHome
+from deployctl.statedir import ServiceHome, running_pid
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -188,6 +188,28 @@ class Playing:
     seq: int = 0
     replies: dict[str, object] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, cli: "Cli", name: str, release: str = __version__) -> "Playing":
+        """Start it; it answers the status of a canary unless told otherwise."""
+        home = ServiceHome(cli.state, name)
+        home.create()
+        (home.path / "events.jsonl").touch()
+        process = subprocess.Popen(
+            [sys.executable, str(STAND_IN), str(cli.state), name, release], env=cli.environment()
+        )
+        one = cls(home, process)
+        one.reply("GET /v1/status", status_of(name))
+        wait_for(lambda: running_pid(home) and (home.path / "controller.pid").exists())
+        return one
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+    def hold(self, call: str) -> None:
+        """This call is not answered until there is a reply for it."""
+        self.reply(call, "held")
+
     def reply(self, call: str, document: object) -> None:
         self.replies[call] = document
         fresh = self.home.path / "replies.fresh"
@@ -222,6 +244,8 @@ class Cli:
 
     state: Path
     directory: Path
+    holds: bool = True
+    """What it prints as JSON is held against the schema; a service of another release may say more, or less."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -244,7 +268,8 @@ class Cli:
             cwd=self.directory,
             env=self.environment(**environment),
         )
-        hold(arguments, done.stdout)
+        if self.holds:
+            hold(arguments, done.stdout)
         return done
 
     def start(self, *arguments: str) -> Command:

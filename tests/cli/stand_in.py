@@ -2,7 +2,9 @@
 
 As in the real one, a parent holds the lock and the socket, and a child answers; a child that is killed is replaced.
 
-    python stand_in.py STATE NAME
+A call that is answered with "held" waits until its reply is another one.
+
+    python stand_in.py STATE NAME RELEASE
 """
 
 import asyncio
@@ -53,13 +55,18 @@ async def answer(sock: socket.socket, home: ServiceHome) -> None:
             return events(home.path / "events.jsonl", int(request.query["after"]))
         with (home.path / "orders.jsonl").open("a") as orders:
             orders.write(json.dumps({"call": f"{request.method} {request.path}", **request.body}) + "\n")
-        replies = json.loads((home.path / "replies.json").read_text())
-        if (reply := replies.get(f"{request.method} {request.path}")) is None:
+        while (reply := replies(home).get(f"{request.method} {request.path}")) == "held":  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.01)
+        if reply is None:
             raise InvalidError(f"the test expects no {request.method} {request.path}")
         return AdminReply(reply, 409 if "error" in reply else 200)
 
-    serve(sock, handle)
+    serve(sock, handle, sys.argv[3])
     await asyncio.Event().wait()
+
+
+def replies(home: ServiceHome) -> dict[str, object]:
+    return json.loads((home.path / "replies.json").read_text())
 
 
 async def events(tape: Path, after: int):
