@@ -55,7 +55,10 @@ def pieces_of_one_file(model: Path, beside: Callable[[str], Path], shown: str) -
             except ValueError:  # its worker says so
                 return None
         content = memoryview(mapped[:])
-    return _message(content, "Model", 0, len(content), _Files(beside, shown), 0)
+    try:
+        return _message(content, "Model", 0, len(content), _Files(beside, shown), 0)
+    except ValueError as error:
+        raise InvalidError(f"{shown}: not an ONNX model, or truncated: {error}") from error
 
 
 def read_piece(piece: Piece) -> Iterator[bytes | memoryview]:
@@ -102,40 +105,39 @@ class _Files:
         return Slice(file, start, length)
 
 
-def _message(model: memoryview, kind: str, start: int, end: int, files: _Files, depth: int) -> list[Piece]:
+def _message(
+    model: memoryview, kind: str, start: int, end: int, files: _Files, depth: int
+) -> list[Piece] | None:
+    """A message with every tensor's bytes in it; None where nothing of it changes: it keeps its bytes then."""
     if depth > DEEPEST:
         raise InvalidError(f"{files.shown}: its graphs are nested too deeply")
     if kind == "Tensor":
         return _tensor(model, start, end, files)
-    inner, pieces, at = FIELDS[kind], list[Piece](), start
+    inner, pieces, kept, at = FIELDS[kind], list[Piece](), start, start
     for field in fields(model, start, end):
         if field.number in inner and field.end > field.start:
-            pieces += _enclosed(
-                field.number, _message(model, inner[field.number], field.start, field.end, files, depth + 1)
-            )
-        else:
-            pieces.append(model[at : field.end])
+            changed = _message(model, inner[field.number], field.start, field.end, files, depth + 1)
+            if changed is not None:
+                pieces += [model[kept:at], *_enclosed(field.number, changed)]
+                kept = field.end
         at = field.end
-    return pieces
+    return [*pieces, model[kept:end]] if kept > start else None
 
 
-def _tensor(model: memoryview, start: int, end: int, files: _Files) -> list[Piece]:
-    """A tensor with its bytes in it: the last field, for the order of fields means nothing."""
+def _tensor(model: memoryview, start: int, end: int, files: _Files) -> list[Piece] | None:
+    """A tensor with its bytes as the last field, for the order of fields means nothing; None where it has them."""
     found: dict[str, str] = {}
     pieces, at, external = list[Piece](), start, False
     for field in fields(model, start, end):
-        match field.number:
-            case n if n == TENSOR_EXTERNAL_DATA:
-                found |= [_entry(model, field)]
-                external = True
-            case n if n == TENSOR_DATA_LOCATION:
-                external |= bool(field.value)
-            case _:
-                pieces.append(model[at : field.end])
+        if field.number == TENSOR_EXTERNAL_DATA:
+            found |= [_entry(model, field)]
+            external = True
+        elif field.number == TENSOR_DATA_LOCATION:
+            external |= bool(field.value)
+        else:
+            pieces.append(model[at : field.end])
         at = field.end
-    if not external:
-        return [model[start:end]]
-    return [*pieces, *_enclosed(TENSOR_RAW_DATA, [files.slice(found)])]
+    return [*pieces, *_enclosed(TENSOR_RAW_DATA, [files.slice(found)])] if external else None
 
 
 def _entry(model: memoryview, entry: Field) -> tuple[str, str]:

@@ -135,6 +135,18 @@ def test_data_that_are_missing_too_short_or_elsewhere_are_one_line(registry, cac
             get(cache, number)
 
 
+def enclosed(number, content):
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def test_a_damaged_tensor_beside_one_whose_data_are_elsewhere_is_one_line(registry, cache):
+    elsewhere = enclosed(13, enclosed(1, b"location") + enclosed(2, b"weights.bin"))
+    graph = enclosed(5, b"\x0f") + enclosed(5, elsewhere)
+    log(registry, 1, {"model.onnx": enclosed(7, graph), "weights.bin": b""})
+    with pytest.raises(InvalidError, match=r"not an ONNX model, or truncated: wire type 7"):
+        get(cache, 1)
+
+
 def test_one_that_is_too_large_as_one_file_is_refused(registry, tmp_path):
     files = saved(classifier(), tmp_path / "saved")
     log(registry, 1, files)
