@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
@@ -23,6 +23,9 @@ from deployctl.sources.web import Access, WebFile, basic
 API = "api/2.0"
 MAX_ANSWER_BYTES = 1024 * 1024
 """Of an answer of the registry, and of an MLmodel file."""
+
+SILENCE_SECONDS = 120.0
+"""A registry copies an artifact out of its store before it sends the first byte of it."""
 
 MLMODEL = "MLmodel"
 URI = re.compile(
@@ -73,8 +76,8 @@ class Folder(Protocol):
 
     def file(self, path: str) -> WebFile: ...
 
-    def names(self) -> list[str]:
-        """The files in it; none where whoever has them lists nothing."""
+    def sizes(self, directory: str = "") -> Mapping[str, int | None]:
+        """The files in it, or in a directory of it, and how long they are; none where whoever has them lists nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,11 @@ class Registry:
             raise UnavailableError("$MLFLOW_TRACKING_TOKEN holds what is no token; set it to the token alone")
         authority = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None
         host = parts.netloc.rpartition("@")[2]
-        return cls(f"{parts.scheme}://{host}{parts.path.rstrip('/')}", Access(headers, authority), asked_for)
+        return cls(
+            f"{parts.scheme}://{host}{parts.path.rstrip('/')}",
+            Access(headers, authority, SILENCE_SECONDS),
+            asked_for,
+        )
 
     def version(self, name: str, alias: str) -> str:
         """The version that an alias means by now."""
@@ -153,27 +160,37 @@ class Registry:
         return UnavailableError(f"{self.asked_for}: {self.url} {what}; see MLFLOW_TRACKING_URI")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proxied:
-    """A folder of artifacts that the tracking server gives out itself."""
+    """A folder of artifacts that the tracking server gives out itself: as a stream without a length, but it lists how long each is."""
 
     registry: Registry
     root: str
     title: str
+    _listed: dict[str, dict[str, int | None]] = field(default_factory=dict)
 
     def file(self, path: str) -> WebFile:
+        directory, name = posixpath.split(path)
         whole = f"{self.root}/{path}"
         url = f"{self.registry.url}/{API}/mlflow-artifacts/artifacts/{quote(whole)}"
-        return WebFile(url, self.registry.access, f"{self.title}, {whole}")
+        length = self.sizes(directory).get(name)
+        return WebFile(url, self.registry.access, f"{self.title}, {whole}", length)
 
-    def names(self) -> list[str]:
-        answer = self.registry.ask("mlflow-artifacts/artifacts", path=self.root)
-        files = answer.get("files")
-        return [
-            str(one["path"])
-            for one in (files if isinstance(files, list) else [])
-            if isinstance(one, dict) and isinstance(one.get("path"), str) and not one.get("is_dir")
-        ]
+    def sizes(self, directory: str = "") -> Mapping[str, int | None]:
+        if directory not in self._listed:
+            whole = f"{self.root}/{directory}" if directory else self.root
+            files = self.registry.ask("mlflow-artifacts/artifacts", path=whole).get("files")
+            self._listed[directory] = dict(map(_size, files if isinstance(files, list) else []))
+        return self._listed[directory]
+
+
+def _size(listed: object) -> tuple[str, int | None]:
+    """A file of a listing and its length, which JSON may have as a text. A directory has none, and no model has the empty name."""
+    one = listed if isinstance(listed, Mapping) else {}
+    path, size = one.get("path"), str(one.get("file_size", ""))
+    if not isinstance(path, str) or one.get("is_dir"):
+        return "", None
+    return path, int(size) if re.fullmatch("[0-9]{1,18}", size) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +207,13 @@ class Served:
         url = f"{self.registry.url}/model-versions/get-artifact?{query}"
         return WebFile(url, self.registry.access, f"{self.title}, {path}")
 
-    def names(self) -> list[str]:
-        return []
+    def sizes(self, directory: str = "") -> Mapping[str, int | None]:  # noqa: ARG002 - see Folder
+        return {}
 
 
 def _model_path(folder: Folder, asked_for: str) -> str:
     """The ONNX file of a folder: what its MLmodel file says, else the only one that there is."""
-    files = folder.names()
+    files = [*folder.sizes()]
     if files and MLMODEL not in files:
         return _only_onnx_file(files, asked_for)
     text = _small(folder.file(MLMODEL))

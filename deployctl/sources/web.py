@@ -61,6 +61,8 @@ class WebFile:
     access: Access
     name: str = ""
     """What is printed in place of the url."""
+    length: int | None = None
+    """Where it is known from elsewhere: a stream that a proxy cut short looks whole."""
 
     @property
     def key(self) -> str:
@@ -85,7 +87,7 @@ class WebFile:
             if response.status_code == 416:  # what is here is longer than what is there
                 raise ChangedError
             began, total = _extent(response, start)
-            yield Part(began, total, _strong(response), _chunks(response))
+            yield Part(began, self.length if total is None else total, _strong(response), _chunks(response))
 
 
 @contextmanager

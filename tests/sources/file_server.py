@@ -24,6 +24,8 @@ class Answer:
     headers: dict = field(default_factory=dict)
     drop_at: int | None = None
     """The connection ends after so many bytes of the body."""
+    cut_at: int | None = None
+    """The answer ends in good order after so many bytes, as behind a proxy whose own source broke off."""
     hold_at: int | None = None
     """Nothing comes any more after so many bytes, until the server is let go."""
 
@@ -48,6 +50,8 @@ class FileServer:
     def __init__(self, certificate=None, *, ranges=True, etags=True, lengths=True):
         self.files = {}
         self.answers = deque()
+        self.of_path = {}
+        """How the next request for a path is answered."""
         self.seen = []
         self.ranges, self.etags, self.lengths = ranges, etags, lengths
         self.let_go = threading.Event()
@@ -100,7 +104,7 @@ class FileServer:
         path = urlsplit(request.path).path
         seen = Seen(request.path, {key.lower(): value for key, value in request.headers.items()})
         self.seen.append(seen)
-        told = self.answers.popleft() if self.answers else Answer()
+        told = self.answers.popleft() if self.answers else self.of_path.pop(path, Answer())
         if told.status is not None:
             self._head(request, told.status, {"Content-Length": "0", **told.headers})
             return
@@ -133,20 +137,24 @@ class FileServer:
         if self.lengths:
             headers["Content-Length"] = str(len(data) - start)
         else:
-            headers["Connection"] = "close"
+            headers["Transfer-Encoding"] = "chunked"
         self._head(request, status, headers | told.headers)
         self._send_body(request, data[start:], told)
 
     def _send_body(self, request, body, told):
-        end = min(len(body), *(at for at in (told.drop_at, told.hold_at, len(body)) if at is not None))
+        ends = [at for at in (told.drop_at, told.cut_at, told.hold_at) if at is not None]
+        end = min([len(body), *ends])
         for at in range(0, end, CHUNK):
-            request.wfile.write(body[at : min(end, at + CHUNK)])
+            piece = body[at : min(end, at + CHUNK)]
+            request.wfile.write(piece if self.lengths else b"%x\r\n%s\r\n" % (len(piece), piece))
         if told.hold_at is not None:
             request.wfile.flush()
             self.held.set()
             self.let_go.wait(60)
-        if end < len(body) or not self.lengths:
-            request.close_connection = True
+        whole = end == len(body) or told.cut_at is not None
+        if whole and not self.lengths:
+            request.wfile.write(b"0\r\n\r\n")
+        request.close_connection = not whole
 
     def _head(self, request, status, headers):
         request.send_response(status)

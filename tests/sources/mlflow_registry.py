@@ -32,11 +32,14 @@ utc_time_created: '2026-11-20 09:00:00.000000'
 
 
 class MlflowRegistry(FileServer):
-    """`versions` by (name, number): where their folder is. `aliases` by (name, alias). `let_in` is the Authorization that is asked for."""
+    """`versions` by (name, number): where their folder is. `aliases` by (name, alias). `let_in` is the Authorization that is asked for.
 
-    def __init__(self, *arguments, **options):
+    An artifact is a stream: it has no length, no ETag and no ranges, as in MLflow's own `_download_artifact`.
+    """
+
+    def __init__(self, certificate=None):
         self.versions, self.aliases, self.let_in = {}, {}, None
-        super().__init__(*arguments, **options)
+        super().__init__(certificate, ranges=False, etags=False, lengths=False)
 
     def log(self, name, number, files, store="mlflow-artifacts:"):
         """A model version with these files; its folder is where MLflow would make one."""

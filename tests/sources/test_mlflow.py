@@ -158,6 +158,26 @@ def test_a_registry_that_is_busy_is_asked_again(registry, cache):
     assert get(cache, "models:/digits@champion").digest == digest_of(SEVEN)
 
 
+@pytest.mark.parametrize(
+    "answer", [Answer(drop_at=200_000), Answer(cut_at=200_000)], ids=["broken off", "cut"]
+)
+def test_a_stream_that_ends_too_early_is_asked_for_again_from_its_beginning(registry, cache, answer):
+    registry.of_path["/api/2.0/mlflow-artifacts/artifacts/1/run7/artifacts/model/model.onnx"] = answer
+    found = get(cache, "models:/digits@champion")
+    assert found.path.read_bytes() == SEVEN
+    assert sum("model.onnx" in seen.path for seen in registry.seen) == 2
+    assert not any("range" in seen.headers for seen in registry.seen)
+
+
+def test_a_model_in_a_folder_of_its_folder_is_found(registry, cache):
+    registry.log(
+        "digits",
+        5,
+        {"MLmodel": MLMODEL.replace("data: model", "data: onnx/model").encode(), "onnx/model.onnx": EIGHT},
+    )
+    assert get(cache, "models:/digits/5").digest == digest_of(EIGHT)
+
+
 def test_an_answer_that_is_none_is_one_line(registry, cache):
     registry.files["/api/2.0/mlflow/registered-models/alias"] = b"<html>"
     registry.reply = lambda _seen: None
