@@ -254,6 +254,26 @@ def test_an_unknown_rollout_is_one_line_that_names_the_known(line):
     assert "m-1-cafe" in done.stderr
 
 
+def test_a_page_on_a_full_disk_is_exit_8_and_the_device_is_left_as_it_is(line):
+    done = deployctl(line, "--html", "/dev/full")
+    assert done.returncode == 8
+    assert done.stderr == "deployctl: /dev/full: cannot be written: No space left on device\n"
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_page_goes_into_a_pipe_and_to_where_a_link_leads(tmp_path):
+    publish_text(Path("/dev/null"), "page")
+    assert Path("/dev/null").is_char_device()
+    fifo, link = tmp_path / "fifo", tmp_path / "link.html"
+    os.mkfifo(fifo)
+    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)) as reader:  # noqa: PTH123 - without waiting for a writer
+        publish_text(fifo, "page")
+        assert reader.read() == "page"
+    link.symlink_to(tmp_path / "page.html")
+    publish_text(link, "page")
+    assert (link.is_symlink(), (tmp_path / "page.html").read_text()) == (True, "page")
+
+
 def test_a_page_that_cannot_be_written_is_exit_8_and_leaves_nothing(line, tmp_path):
     done = deployctl(line, "--html", str(tmp_path / "nowhere" / "report.html"))
     assert done.returncode == 8

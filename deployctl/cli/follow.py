@@ -203,7 +203,7 @@ class _Watcher:
         if screen:
             screen.event(event)
         elif self._following.output is Output.JSON:
-            self._print(lambda: show_document(event))
+            self._print(lambda: show_document({"schema_version": 1, **event}))
         else:
             self._print(lambda: say(event_line(event)))
 

@@ -34,7 +34,7 @@ def status(
             return Exit.WATCH_ENDED
     document = service.get(STATUS)
     if output is Output.JSON:
-        show_document(document)
+        show_document({"schema_version": 1, **document})
     else:
         from deployctl.views.status import status_lines  # noqa: PLC0415 - rich costs 0.05 s
 
@@ -48,7 +48,7 @@ def _watch(service: Service, output: Output) -> None:
     last = ""
     for document in _statuses(service, WATCH_SECONDS):
         if output is Output.JSON:
-            show_document(document)
+            show_document({"schema_version": 1, **document})
             continue
         from deployctl.views.status import status_line  # noqa: PLC0415 - as above
 

@@ -77,7 +77,7 @@ async def events(tape: Path, after: int):
             fcntl.flock(opened, fcntl.LOCK_SH)
             documents = [json.loads(text) for text in opened]
         for document in documents[read:]:
-            if document["seq"] > after:
+            if document.get("seq", after + 1) > after:
                 yield line(document)
             if document.get("finished"):
                 return

@@ -2,12 +2,31 @@
 
 import json
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
-from cli_rig import event_of
+from cli_rig import MANIFEST, PATIENCE, Cli, Playing, event_of
 
 VERDICT = event_of()["verdict"]
 STARTED = {"rollout": "r-0007", "state": "started", "message": "rollout r-0007 started"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bereft(tmp_path_factory):
+    """A command whose service dies while it is followed. It is waited for, so this begins first and is looked at last."""
+    folder = tmp_path_factory.mktemp("bereft")
+    (folder / "rollout.yaml").write_text(MANIFEST.format(name="digits"))
+    with tempfile.TemporaryDirectory(prefix="dctl") as state:
+        cli = Cli(Path(state), folder)
+        one = Playing.of(cli, "digits")
+        one.reply("POST /v1/rollouts", STARTED)
+        one.event("started", "pending", 0)
+        following = cli.start("canary", "ramp", "rollout.yaml", "-o", "json")
+        following.stdout.readline()
+        one.end()
+        yield following
+        cli.end()
 
 
 @pytest.fixture
@@ -189,3 +208,23 @@ def test_joining_a_rollout_shows_its_past_and_waits_for_its_future(cli, service,
     service.event("rolled_back", "rolled_back", 0, finished=True, exit_code=3)
     assert following.wait() == 3
     assert seen == [1, 2, 3, 4]
+
+
+def test_a_service_that_is_back_in_time_is_followed_on(cli, service, play, manifest):
+    following = cli.start("canary", "ramp", manifest, "-o", "json")
+    seen = [json.loads(following.stdout.readline())["seq"] for _ in range(2)]
+    service.end()
+    again = play()
+    again.seq = 2
+    again.event("finished", "promoted", 100, finished=True)
+    assert following.wait(PATIENCE) == 0
+    assert [*seen, *(json.loads(text)["seq"] for text in following.stdout)] == [1, 2, 3]
+
+
+def test_a_service_that_does_not_come_back_is_8(bereft):
+    out, err = bereft.communicate(timeout=2 * PATIENCE)
+    _began, waited, last = err.splitlines()
+    assert bereft.returncode == 8
+    assert "it is waited for, 30 s" in waited
+    assert last == "deployctl: service 'digits' is not running; start it with: deployctl up FILE"
+    assert json.loads(out) == {"schema_version": 1, "error": last.removeprefix("deployctl: "), "exit_code": 8}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from cli_rig import ROOT
+from cli_rig import ROOT, status_of
 
 VERBS = [
     "demo", "init", "lint", "plan", "up", "down", "upgrade", "rollback", "promote", "pause", "resume", "status", "list", "history",
@@ -88,6 +88,17 @@ def test_no_command_shows_the_help_and_is_a_usage_error(cli):
         assert done.stderr.startswith("Usage: deployctl")
 
 
+def test_without_a_home_and_a_state_directory_it_says_what_to_set(cli):
+    done = subprocess.run(
+        [sys.executable, "-m", "deployctl", "list"], check=False, capture_output=True, text=True, cwd=ROOT, env={}
+    )  # fmt: skip
+    assert done.returncode == 8
+    assert done.stderr.startswith(
+        "deployctl: no state directory: neither $DEPLOYCTL_STATE_DIR nor $HOME is set"
+    )
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(("redirect", "code"), [(">&-", 0), ("| true", 0), (">/dev/full", 8)])
 @pytest.mark.parametrize("verb", ["--help", "list -o json"])
 def test_a_stdout_that_takes_nothing(cli, verb, redirect, code):
@@ -101,10 +112,10 @@ def test_a_stdout_that_takes_nothing(cli, verb, redirect, code):
 
 
 def test_a_bug_is_one_line_unless_the_trace_is_asked_for(cli, play):
-    play().reply("GET /v1/status", {"not": "a status"})
+    play().reply("GET /v1/status", status_of(metrics=7))
     done = cli("status")
     assert done.returncode == 1
-    assert done.stderr.startswith("deployctl: this is a bug in deployctl: KeyError")
+    assert done.stderr.startswith("deployctl: this is a bug in deployctl: TypeError")
     assert done.stderr.count("\n") == 1
     assert "Traceback" in cli("status", "--debug").stderr
     assert "Traceback" in cli("status", DEPLOYCTL_DEBUG="1").stderr

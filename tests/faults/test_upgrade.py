@@ -46,6 +46,9 @@ def test_an_upgrade_in_mid_canary_fails_no_request_and_the_rollout_goes_on_with_
         fresh.wait_for_answers(20, of="2")
         before, evidence = box.status(), wait_for(lambda: candidate_answers(box))
         box.python = newer
+        told = box.run("status", NAME)
+        assert (told.code, told.err.count("\n")) == (0, 1)
+        assert f"give it this one: deployctl upgrade {NAME}" in told.err
         upgraded = box.run("upgrade", NAME, "-o", "json")
         assert upgraded.code == 0, upgraded
         assert (upgraded.json["from"], upgraded.json["to"]) == (__version__, NEW)

@@ -49,6 +49,20 @@ def test_a_service_does_not_start_with_a_model_that_cannot_serve(box, model):
     assert box.records() == []
 
 
+def test_a_candidate_that_is_still_being_loaded_is_called_off_by_a_command_that_is_cancelled(running):
+    with running.nothing_changes():
+        ramping = running.begin(
+            "canary", "ramp", running.manifest("hanging", name="hanging"), "--rollback-on-cancel"
+        )
+        wait_for(lambda: len(running.status()["pids"]["workers"]) == 2, what="its worker")
+        ramping.terminate()
+        _, err = ramping.communicate(timeout=10)
+        assert (ramping.returncode, err) == (
+            3,
+            f"SIGTERM: {NAME}: the rollout was called off before it began\n",
+        )
+
+
 def test_a_model_file_that_is_missing_is_named(running):
     manifest = running.manifest(candidate="gone", name="gone")
     with running.nothing_changes():
