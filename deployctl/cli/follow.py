@@ -239,12 +239,12 @@ def in_background(read: Callable[[], None], arrivals: Arrivals) -> None:
 
 def _read_events(service: Service, rollout: str, arrivals: Arrivals) -> None:
     """Every event once and in order, across restarts of the controller."""
-    after, gone_since = 0, None
+    after, gone_since, missed = 0, None, False
     while True:
         try:
             with service.client() as client:
                 for event in client.stream(f"/v1/rollouts/{rollout}/events?after={after}"):
-                    gone_since = None
+                    gone_since, missed = None, False
                     seq = int(event.get("seq") or after + 1)
                     if seq > after:
                         after = seq
@@ -254,10 +254,10 @@ def _read_events(service: Service, rollout: str, arrivals: Arrivals) -> None:
             )
         except UnavailableError as unavailable:
             error = unavailable
-        if gone_since is None:
-            gone_since = time.monotonic()
-            if service.pid is None:  # and no controller that is just restarted
-                arrivals.put(Missed(f"{error}; it is waited for, {RECONNECT_SECONDS:g} s"))
+        gone_since = gone_since or time.monotonic()
+        if not missed and service.pid is None:  # and no controller that is just restarted
+            missed = True
+            arrivals.put(Missed(f"{error}; it is waited for, {RECONNECT_SECONDS:g} s"))
         if time.monotonic() - gone_since > RECONNECT_SECONDS:
             raise error
         time.sleep(RETRY_SECONDS)
