@@ -38,7 +38,7 @@ from deployctl.core.rollout import (
     split_for,
     start,
 )
-from deployctl.core.verdict import Arm, Result
+from deployctl.core.verdict import Arm, Result, Verdict
 from deployctl.outcome_log import Answer, Header, Line, Order, Piece
 
 HUMAN_ANSWER = Answer(ok=True, latency_ms=0.0)
@@ -143,12 +143,17 @@ class Replay:
         yield from self.events[told:]
 
     @property
+    def verdict(self) -> Verdict | None:
+        """What the evidence says where the rollout stands at the end of the log; None before there is any."""
+        last = self._course.rollout.ended_by or self.events[-1][0]
+        return last.verdict or (self._weighing.says.verdict() if self._weighing else None)
+
+    @property
     def end(self) -> End:
         """Where the rollout stands at the end of the log."""
         rollout = self._course.rollout
         last = rollout.ended_by or self.events[-1][0]
-        judge = self._weighing.says if self._weighing else None
-        verdict = last.verdict or (judge.verdict() if judge is not None else None)
+        verdict = self.verdict
         undecided = verdict.reason if verdict is not None else "the candidate has not seen a request yet"
         return End(
             phase=rollout.phase,

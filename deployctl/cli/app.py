@@ -21,7 +21,8 @@ from deployctl.cli import (
     up,
     upgrade,
 )
-from deployctl.cli.options import AsOutput, ManifestFile, Output
+from deployctl.cli.options import AsOutput, CiOption, JunitFile, ManifestFile, MarkdownFile, Output
+from deployctl.cli.pipeline import Reports
 from deployctl.errors import MEANINGS, Exit
 
 
@@ -113,11 +114,14 @@ def init(
 def lint(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifests.", show_default=False)],
     output: AsOutput = Output.TEXT,
+    ci: CiOption = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
 ) -> int:
     """Show every problem of a manifest at once."""
     from deployctl.cli.lint import run_lint  # noqa: PLC0415 - pydantic models cost 0.1 s
 
-    return run_lint(files, as_json=output is Output.JSON)
+    return run_lint(files, Reports(ci, junit, markdown), as_json=output is Output.JSON)
 
 
 def plan(
@@ -130,12 +134,15 @@ def plan(
         float, typer.Option("--base-rate", help="The baseline's share of bad answers, as a fraction.")
     ] = 0.01,
     output: AsOutput = Output.TEXT,
+    ci: CiOption = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
 ) -> int:
     """Show the steps, what each gate needs, what it will miss."""
     from deployctl.cli.plan import run_plan  # noqa: PLC0415 - as above
 
-    as_json = output is Output.JSON
-    return run_plan(file, as_json=as_json, rate=rate, label_rate=label_rate, base_rate=base_rate)
+    reports, as_json = Reports(ci, junit, markdown), output is Output.JSON
+    return run_plan(file, reports, as_json=as_json, rate=rate, label_rate=label_rate, base_rate=base_rate)
 
 
 for verb, name, example in (

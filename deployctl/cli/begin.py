@@ -14,6 +14,7 @@ from deployctl.cli.follow import Answered, Arrivals, Document, Following, Until,
 from deployctl.cli.manifests import read_manifest
 from deployctl.cli.models import baseline_for, digests_for
 from deployctl.cli.options import Output, person
+from deployctl.cli.pipeline import NO_REPORTS, Account, Reports, reporting
 from deployctl.cli.services import Service, service_called
 from deployctl.cli.signals import Cancelled, Signals, StoppedError, listen
 from deployctl.errors import ConflictError, Exit, InvalidError, UnavailableError
@@ -38,32 +39,39 @@ class Wanted:
     detach: bool = False
     rollback_on_cancel: bool = False
     output: Output = Output.TEXT
+    reports: Reports = NO_REPORTS
 
 
 def begin(file: str, strategy: str, wanted: Wanted) -> int:
-    """Begin or join, then follow to the end that was asked for."""
+    """Begin or join, then follow to the end that was asked for, and report it to the pipeline that runs the command."""
+    account = Account(VERBS[strategy], file, again=f"deployctl {VERBS[strategy]} {shlex.quote(file)}")
+    return reporting(wanted.reports, account, lambda: _begin(file, strategy, wanted, account))
+
+
+def _begin(file: str, strategy: str, wanted: Wanted, account: Account) -> int:
     arrivals: Arrivals = SimpleQueue()
     signals = listen(arrivals)
-    again = f"deployctl {VERBS[strategy]} {shlex.quote(file)}"
     try:
         with signals.interruptible():  # nothing has begun yet
             seconds = _seconds(wanted.timeout) if wanted.timeout is not None else None
             manifest = read_manifest(file)
             _carries_out(file, manifest, strategy)
-            service = service_called(manifest.name)
+            service = account.service = service_called(manifest.name)
             _start_if_wanted(service, manifest, up=wanted.up)
             path = str(Path(file).absolute())
             digests = digests_for(service, manifest, path)
     except StoppedError as stopped:
+        account.cancelled, account.message = stopped.by, "No rollout was begun."
         last_words(f"deployctl: {stopped.by}: no rollout was begun")
         return Exit.WATCH_ENDED
     told = {"manifest": manifest.text, "path": path, "strategy": strategy, "by": person()}
-    beginning = Beginning(service, {**told, "digests": digests}, again, arrivals, signals)
+    beginning = Beginning(service, {**told, "digests": digests}, account, arrivals, signals)
     ended = beginning.give(call_off=wanted.rollback_on_cancel)
     if ended is not None:
         return ended
     answer = beginning.answer
     rollout, message = answer.get("rollout"), answer.get("message")
+    account.rollout, account.message = rollout or "", message or ""
     if wanted.detach or answer.get("state") == "already_live" or rollout is None:
         if wanted.output is Output.JSON:
             show_document({"schema_version": 1, "service": service.name, **answer})
@@ -74,7 +82,7 @@ def begin(file: str, strategy: str, wanted: Wanted) -> int:
     following = Following(
         service=service,
         rollout=rollout,
-        again=again,
+        account=account,
         joined_at=_last_event(service, rollout) if answer.get("state") == "following" else 0,
         until=wanted.until,
         timeout=seconds,
@@ -90,7 +98,7 @@ class Beginning:
 
     service: Service
     order: Document
-    again: str
+    account: Account
     arrivals: Arrivals
     signals: Signals
     answer: Document = field(default_factory=dict)
@@ -108,12 +116,16 @@ class Beginning:
         )
         match self.arrivals.get():
             case Cancelled() as cancelled if call_off:
+                self.account.cancelled = cancelled.by
                 return self._call_off(cancelled)
             case Cancelled(by):
-                name = self.service.name
+                name, ordered = (
+                    self.service.name,
+                    "the rollout was ordered and begins once its candidate is loaded",
+                )
+                self.account.cancelled, self.account.message = by, f"{ordered.capitalize()}."
                 last_words(
-                    f"deployctl: {by}: the rollout was ordered and begins once its candidate is loaded; follow it: {self.again}; "
-                    f"undo it: deployctl rollback {name}"
+                    f"deployctl: {by}: {ordered}; follow it: {self.account.again}; undo it: deployctl rollback {name}"
                 )
                 return Exit.WATCH_ENDED
             case news:
@@ -133,11 +145,12 @@ class Beginning:
                 except ConflictError:
                     if not called_off:
                         raise
-                    last_words(
-                        f"{cancelled.by}: {self.service.name}: the rollout was called off before it began"
-                    )
+                    self.account.message = "the rollout was called off before it began"
+                    last_words(f"{cancelled.by}: {self.service.name}: {self.account.message}")
                     return Exit.ROLLED_BACK
                 break
+        self.account.rollout = self.answer.get("rollout") or ""
+        self.account.message = self.answer.get("message") or ""
         if self.answer.get("rollout") is None:
             last_words(f"{cancelled.by}: {self.service.name}: {self.answer.get('message')}")
             return Exit.DONE

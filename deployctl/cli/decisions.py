@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from deployctl.cli.options import AsOutput, Name, Output, Reason, person
+from deployctl.cli.options import (
+    AsOutput,
+    CiOption,
+    JunitFile,
+    MarkdownFile,
+    Name,
+    Output,
+    Reason,
+    person,
+)
+from deployctl.cli.pipeline import Account, Reports, reporting
 from deployctl.cli.services import Service, find_service
-from deployctl.errors import InvalidError
+from deployctl.errors import Exit, InvalidError
 from deployctl.views.console import say, show_document
+from deployctl.views.quoting import one_line
 
 
 def rollback(
@@ -25,10 +37,16 @@ def rollback(
     ] = None,
     reason: Reason = "",
     output: AsOutput = Output.TEXT,
-) -> None:
+    ci: CiOption = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
+) -> int:
     """Go back at once to the baseline, or to the version before."""
-    service = find_service(name)
-    _tell(service, service.post("/v1/rollback", {"by": person(), "reason": reason, "to": to}), output)
+
+    def order(service: Service) -> dict[str, Any]:
+        return service.post("/v1/rollback", {"by": person(), "reason": reason, "to": to})
+
+    return _ordered("rollback", name, order, output, Reports(ci, junit, markdown))
 
 
 def promote(
@@ -38,14 +56,19 @@ def promote(
     ] = False,
     reason: Reason = "",
     output: AsOutput = Output.TEXT,
-) -> None:
+    ci: CiOption = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
+) -> int:
     """Pass what waits for a person; later gates still apply."""
     if full and not reason.strip():
         raise InvalidError("promote --full skips the evidence and needs a reason: add --reason TEXT")
-    service = find_service(name)
-    # Never sent twice: a second one could pass the next gate.
-    answer = service.post("/v1/promote", {"by": person(), "full": full, "reason": reason}, again=False)
-    _tell(service, answer, output)
+
+    def order(service: Service) -> dict[str, Any]:
+        # Never sent twice: a second one could pass the next gate.
+        return service.post("/v1/promote", {"by": person(), "full": full, "reason": reason}, again=False)
+
+    return _ordered("promote", name, order, output, Reports(ci, junit, markdown))
 
 
 def pause(name: Name = None, output: AsOutput = Output.TEXT) -> None:
@@ -60,8 +83,28 @@ def resume(name: Name = None, output: AsOutput = Output.TEXT) -> None:
     _tell(service, service.post("/v1/resume", {"by": person()}), output)
 
 
+def _ordered(
+    verb: str,
+    name: str | None,
+    order: Callable[[Service], dict[str, Any]],
+    output: Output,
+    reports: Reports,
+) -> int:
+    """Give an order to a service, and report what came of it."""
+    account = Account(verb)
+
+    def give() -> int:
+        service = account.service = find_service(name)
+        answer = order(service)
+        account.rollout, account.message = answer.get("rollout") or "", answer.get("message") or ""
+        _tell(service, answer, output)
+        return Exit.DONE
+
+    return reporting(reports, account, give)
+
+
 def _tell(service: Service, answer: dict[str, Any], output: Output) -> None:
     if output is Output.JSON:
         show_document({"schema_version": 1, "service": service.name, **answer})
     else:
-        say(f"{service.name}: {answer.get('message', 'done')}")
+        say(one_line(f"{service.name}: {answer.get('message', 'done')}"))

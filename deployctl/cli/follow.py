@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from deployctl.cli.options import Output, person
+from deployctl.cli.pipeline import Account
 from deployctl.cli.services import STATUS, Service
 from deployctl.cli.signals import Cancelled, Signals, StoppedError
 from deployctl.errors import DeployctlError, Exit, UnavailableError
@@ -71,14 +72,14 @@ Arrivals = SimpleQueue[News]
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """What is followed, how it is shown, and when to stop. `again` is the command line that follows it again.
+    """What is followed, how it is shown, and when to stop. What is seen goes into the account.
 
     Events before `joined_at` are the past of a rollout that ran already: they are shown, and end nothing.
     """
 
     service: Service
     rollout: str
-    again: str
+    account: Account
     joined_at: int = 0
     until: Until | None = None
     timeout: float | None = None
@@ -143,7 +144,7 @@ class _Watcher:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 news = arrivals.get(timeout=left)
             except Empty:
-                self._cancelled = Cancelled("time-out")
+                self._cancel(Cancelled("time-out"))
                 return Exit.WATCH_ENDED
             if (code := self._take(news, screen)) is not None:
                 return code
@@ -153,7 +154,7 @@ class _Watcher:
             case Exception():
                 raise news
             case Cancelled():
-                self._cancelled = news
+                self._cancel(news)
                 return Exit.WATCH_ENDED
             case StatusSeen() if screen:
                 screen.status(news.document)
@@ -164,6 +165,10 @@ class _Watcher:
                 code = outcome(news, self._following.until)
                 return code if news["seq"] >= self._following.joined_at else None
         return None
+
+    def _cancel(self, cancelled: Cancelled) -> None:
+        self._cancelled = cancelled
+        self._following.account.cancelled = cancelled.by
 
     def farewell(self, code: Exit) -> Exit:
         """The last words; a cancelled command may undo what it started."""
@@ -194,12 +199,13 @@ class _Watcher:
         following = self._following
         at = f" at {self._last['weight']:g} %" if isinstance(self._last.get("weight"), int | float) else ""
         return (
-            f"rollout {following.rollout} goes on{at}; follow it: {following.again}; "
+            f"rollout {following.rollout} goes on{at}; follow it: {following.account.again}; "
             f"undo it: deployctl rollback {following.service.name}"
         )
 
     def _show(self, event: Document, screen: LiveScreen | None) -> None:
         self._last = event
+        self._following.account.events.append(event)
         if screen:
             screen.event(event)
         elif self._following.output is Output.JSON:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from deployctl.cli.pipeline import CiSystem
+
 
 class Output(StrEnum):
     """What a command prints on stdout."""
@@ -56,6 +58,25 @@ RollbackOnCancel = Annotated[
         "--rollback-on-cancel",
         help="SIGINT, SIGTERM and SIGHUP roll back, instead of ending the watching only.",
     ),
+]
+
+
+CiOption = Annotated[
+    CiSystem | None,
+    typer.Option(
+        "--ci",
+        help="Report to this pipeline.",
+        show_default="what the environment says",
+        metavar="github|gitlab|none",
+    ),
+]
+JunitFile = Annotated[
+    str | None,
+    typer.Option("--junit", metavar="FILE", help="Write how it ended as JUnit XML.", show_default=False),
+]
+MarkdownFile = Annotated[
+    str | None,
+    typer.Option("--markdown", metavar="FILE", help="Write how it ended as Markdown.", show_default=False),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deployctl.cli.manifests import read_manifest
 from deployctl.cli.models import fetch_models
+from deployctl.cli.pipeline import NO_REPORTS, Account, Reports, reporting
 from deployctl.core.plan import HookType
 from deployctl.errors import Exit, InvalidError
 from deployctl.views.console import say, show_document
@@ -21,17 +22,28 @@ if TYPE_CHECKING:
     from deployctl.core.plan import Plan, Version
     from deployctl.manifest.manifest import Manifest, ModelRef
     from deployctl.serving.model import Model
+    from deployctl.views.ending import Check
 
 
 def run_plan(
     file: str,
+    reports: Reports = NO_REPORTS,
     *,
     as_json: bool,
     rate: float = 50.0,
     label_rate: float | None = None,
     base_rate: float = 0.01,
 ) -> int:
-    """Print the plan of a manifest at this traffic (requests and labels a second, baseline's rate of bad answers)."""
+    """Print the plan of a manifest at this traffic (requests and labels a second, baseline's rate of bad answers), and report it."""
+    account = Account("plan", file)
+    return reporting(
+        reports, account, lambda: _plan(file, account, rate, label_rate, base_rate, as_json=as_json)
+    )
+
+
+def _plan(
+    file: str, account: Account, rate: float, label_rate: float | None, base_rate: float, *, as_json: bool
+) -> int:
     from deployctl.core.forecast import Traffic, forecast  # noqa: PLC0415 - numpy: --help does without
     from deployctl.core.plan import HUMAN  # noqa: PLC0415 - as above
     from deployctl.manifest.manifest import plan  # noqa: PLC0415 - as above
@@ -55,10 +67,13 @@ def run_plan(
     reports = [(baseline.version, ours), *((version.version, theirs) for version, theirs in checked)]
     models = _models(manifest, resolved)
     found = Findings(difference, order, _batching(reports), models)
+    account.details = list(_lines(manifest, compiled, traffic, steps, found))
+    account.message = difference or order or account.details[-1]
+    account.checks = list(_checks(found))
     if as_json:
         show_document(_document(manifest, compiled, traffic, steps, found))
     else:
-        for line in _lines(manifest, compiled, traffic, steps, found):
+        for line in account.details:
             say(line)
     return Exit.INVALID if difference or order else Exit.DONE
 
@@ -108,6 +123,13 @@ def _model_lines(models: list[dict[str, str]]) -> Iterator[str]:
     for model in models:
         means = "" if model["uri"] == model["resolved"] else f" = {model['resolved']}"
         yield f"model of version {model['version']}: {model['uri']}{means} ({model['digest']})"
+
+
+def _checks(found: Findings) -> Iterator[Check]:
+    from deployctl.views.ending import Check  # noqa: PLC0415 - rich
+
+    for name, why in (("signature", found.signature), ("order of the classes", found.class_order)):
+        yield Check(name, "fail" if why else "pass", why or "")
 
 
 def _class_order(manifest: Manifest) -> str | None:

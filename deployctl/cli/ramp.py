@@ -8,7 +8,19 @@ import typer
 
 from deployctl.cli.begin import Wanted, begin
 from deployctl.cli.follow import Until
-from deployctl.cli.options import AsOutput, Detach, ManifestFile, Output, RollbackOnCancel, Up, WatchFor
+from deployctl.cli.options import (
+    AsOutput,
+    CiOption,
+    Detach,
+    JunitFile,
+    ManifestFile,
+    MarkdownFile,
+    Output,
+    RollbackOnCancel,
+    Up,
+    WatchFor,
+)
+from deployctl.cli.pipeline import Reports
 
 
 def ramp(
@@ -25,6 +37,10 @@ def ramp(
     detach: Detach = False,
     rollback_on_cancel: RollbackOnCancel = False,
     output: AsOutput = Output.TEXT,
+    ci: CiOption = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
 ) -> int:
     """Give the candidate more and more traffic, or none on harm."""
-    return begin(file, "canary", Wanted(up, timeout, until, detach, rollback_on_cancel, output))
+    reports = Reports(ci, junit, markdown)
+    return begin(file, "canary", Wanted(up, timeout, until, detach, rollback_on_cancel, output, reports))

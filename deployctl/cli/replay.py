@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployctl.cli.options import AsOutput, ManifestFile, Output
+from deployctl.cli.options import AsOutput, CiOption, JunitFile, ManifestFile, MarkdownFile, Output
+from deployctl.cli.pipeline import Account, Document, Reports, reporting
 from deployctl.errors import Exit
 from deployctl.views.console import note, say, show_document
 from deployctl.views.progress import Progress
@@ -37,8 +38,17 @@ def replay(
         ),
     ] = None,
     output: AsOutput = Output.TEXT,
+    ci: CiOption = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
 ) -> int:
     """Show what this manifest would have done with a log."""
+    account = Account("replay", file)
+    reports = Reports(ci, junit, markdown)
+    return reporting(reports, account, lambda: _replay(file, outcomes, salt, output, account))
+
+
+def _replay(file: str, outcomes: str, salt: str | None, output: Output, account: Account) -> int:
     from deployctl.outcome_log import OutcomeLog  # noqa: PLC0415 - numpy: --help does without
     from deployctl.replay import Replay  # noqa: PLC0415 - as above
 
@@ -47,7 +57,9 @@ def replay(
     with Progress("replaying") as progress:
         for _ in run.run(_watched(log, progress)):
             pass  # a line that is none is an error, and then nothing is said of what came before it
-    _show(run, output)
+    events = _events(run)
+    _account_for(run, events, account)
+    _show(run, events, output)
     return _exit_code(run.end)
 
 
@@ -80,23 +92,52 @@ def _plan(file: str, header: Header | None) -> Plan:
     return planned
 
 
-def _show(run: Replay, output: Output) -> None:
-    from deployctl.controller.documents import SCHEMA_VERSION, event_document  # noqa: PLC0415 - as above
+def _events(run: Replay) -> list[Document]:
+    """The events as documents, with the log's own times."""
+    from deployctl.controller.documents import event_document  # noqa: PLC0415 - as above
+
+    return [
+        event_document(event, rollout) | {"at": round(run.clock(event.at), 3)}
+        for event, rollout in run.events
+    ]
+
+
+def _account_for(run: Replay, events: list[Document], account: Account) -> None:
+    """What a service would explain of this rollout."""
+    from deployctl.controller.documents import metric  # noqa: PLC0415 - as above
+
+    plan, verdict = run.plan, run.verdict
+    account.rollout = run.events[-1][1].id
+    account.explained = {
+        "phase": run.end.phase.value,
+        "sentence": _words(run.end),
+        "decided_by": verdict.decided_by if verdict is not None else None,
+        "baseline": None if plan.people_alone else plan.baseline.version,
+        "candidates": [version.version for version in plan.candidates],
+        "metrics": [metric(part) for part in verdict.metrics] if verdict is not None else [],
+        "events": events,
+    }
+
+
+def _words(end: End) -> str:
+    return (
+        f"{end.phase.value.replace('_', ' ')} at {end.at:.1f} s: {end.reason}; the candidate answered {end.candidate_requests} "
+        f"requests, {end.candidate_bad} of them bad; {end.left_out} requests were left out"
+    )
+
+
+def _show(run: Replay, events: list[Document], output: Output) -> None:
+    from deployctl.controller.documents import SCHEMA_VERSION  # noqa: PLC0415 - as above
     from deployctl.views.events import event_line  # noqa: PLC0415 - as above
 
     end = run.end
-    for event, rollout in run.events:
-        document = event_document(event, rollout)
-        document["at"] = round(run.clock(event.at), 3)
+    for event in events:
         if output is Output.JSON:
-            show_document(document)
+            show_document(event)
         else:
-            say(event_line(document))
+            say(event_line(event))
     if output is Output.TEXT:
-        say(
-            f"{end.phase.value.replace('_', ' ')} at {end.at:.1f} s: {end.reason}; the candidate answered {end.candidate_requests} "
-            f"requests, {end.candidate_bad} of them bad; {end.left_out} requests were left out"
-        )
+        say(_words(end))
         return
     show_document(
         {

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from deployctl.cli.begin import Wanted, begin
-from deployctl.cli.options import AsOutput, Detach, ManifestFile, Output, RollbackOnCancel, Up, WatchFor
+from deployctl.cli.options import (
+    AsOutput,
+    CiOption,
+    Detach,
+    JunitFile,
+    ManifestFile,
+    MarkdownFile,
+    Output,
+    RollbackOnCancel,
+    Up,
+    WatchFor,
+)
+from deployctl.cli.pipeline import Reports
 
 
 def shadow(
@@ -14,6 +26,10 @@ def shadow(
     detach: Detach = False,
     rollback_on_cancel: RollbackOnCancel = False,
     output: AsOutput = Output.TEXT,
+    ci: CiOption = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
 ) -> int:
     """Compare on copies of the traffic; nothing is decided by it."""
-    return begin(file, "shadow", Wanted(up, timeout, None, detach, rollback_on_cancel, output))
+    reports = Reports(ci, junit, markdown)
+    return begin(file, "shadow", Wanted(up, timeout, None, detach, rollback_on_cancel, output, reports))

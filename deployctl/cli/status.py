@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from deployctl.cli.listing import WATCH_SECONDS, watch_services
-from deployctl.cli.options import AsOutput, Name, Output
+from deployctl.cli.options import AsOutput, CiOption, JunitFile, MarkdownFile, Name, Output
+from deployctl.cli.pipeline import Account, Reports, reporting
 from deployctl.cli.services import STATUS, Service, find_service, several_run
 from deployctl.errors import Exit
 from deployctl.views.console import is_screen, layout_for, say, show, show_document
@@ -22,17 +23,29 @@ def status(
     name: Name = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it, until Ctrl-C.")] = False,
     output: AsOutput = Output.TEXT,
+    ci: CiOption = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
 ) -> int:
     """Show phase, weight, evidence, and what is still needed."""
     if watch and name is None and several_run():
         return watch_services(output)
-    service = find_service(name)
+    account = Account("status")
+    reports = Reports(ci, junit, markdown, asked_only=True)
+    return reporting(reports, account, lambda: _status(name, output, account, watch=watch))
+
+
+def _status(name: str | None, output: Output, account: Account, *, watch: bool) -> int:
+    service = account.service = find_service(name)
     if watch:
         try:
             _watch(service, output)
         except KeyboardInterrupt:
             return Exit.WATCH_ENDED
     document = service.get(STATUS)
+    live = document.get("live")
+    account.rollout = document.get("rollout") or ""
+    account.message = "people decide" if live is None else f"version {live} serves"
     if output is Output.JSON:
         show_document({"schema_version": 1, **document})
     else:

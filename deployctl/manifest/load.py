@@ -94,6 +94,19 @@ def load(
     )
 
 
+def metric_marks(text: bytes) -> dict[str, Mark]:
+    """Where each metric of the gate is written, by its name; nothing where the text is no YAML."""
+    try:
+        tree = read_yaml(text)
+    except BrokenYamlError:
+        return {}
+    return {
+        word: tree.at_value(path[:-1])
+        for path, word in tree.texts.items()
+        if path[:3] == ("spec", "analysis", "metrics") and path[4:] == ("name",)
+    }
+
+
 def _checked(tree: Tree, known: dict[str, Any]) -> tuple[list[tuple[Mark, str]], schema.Document | None]:
     """What the schema and the rules find; both always run."""
     broken = list(missing_values(tree))

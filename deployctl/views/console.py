@@ -1,7 +1,11 @@
-"""Where views are printed: a terminal gets colour and its own width, anything else plain lines that are never cut."""
+"""Where views are printed: a terminal gets colour and its own width, anything else plain lines that are never cut.
+
+Whatever is printed is data: no line of it is a command to the runner of a pipeline, but for those of `command`.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -9,7 +13,9 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from deployctl.views.quoting import no_command, no_command_in_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -81,7 +87,8 @@ def console_for(stream: IO[str]) -> Console:
     plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
     if is_screen(stream):
         return Console(file=stream, no_color=bool(os.environ.get("NO_COLOR")), **plain)
-    return Console(file=stream, force_terminal=False, color_system=None, width=PLAIN_WIDTH, **plain)
+    plainly = cast("IO[str]", _Plain(stream))
+    return Console(file=plainly, force_terminal=False, color_system=None, width=PLAIN_WIDTH, **plain)
 
 
 def show(renderables: Iterable[RenderableType], stream: IO[str] | None = None) -> None:
@@ -99,7 +106,7 @@ def show_document(document: Any) -> None:
         text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False)
-    say(text)
+    print(no_command_in_json(text), flush=True)  # noqa: T201 - this is where output leaves the program
 
 
 def _finite(value: Any) -> Any:
@@ -113,12 +120,17 @@ def _finite(value: Any) -> Any:
 
 def say(text: str) -> None:
     """One line of data on stdout."""
-    print(text, flush=True)  # noqa: T201 - this is where output leaves the program
+    print(no_command(text), flush=True)  # noqa: T201 - as above
 
 
 def note(text: str) -> None:
     """One line on stderr: what is not data."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - as above
+    print(no_command(text), file=sys.stderr, flush=True)  # noqa: T201 - as above
+
+
+def command(line: str) -> None:
+    """One line on stderr that the runner of a pipeline shall obey."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - as above
 
 
 def last_words(text: str) -> None:
@@ -132,3 +144,21 @@ def last_words(text: str) -> None:
 def abandon(stream: IO[str]) -> None:
     """Whatever is left in this stream, or comes into it, goes nowhere: nobody reads it, and we must not wait for that."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Plain(io.TextIOBase):
+    """A stream for rich, which prints whole lines: no command gets through."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # rich asks which characters the stream can show
+        return str(getattr(self._stream, "encoding", "utf-8"))
+
+    def write(self, text: str) -> int:
+        self._stream.write(no_command(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()

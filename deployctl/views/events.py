@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deployctl.views import figures
+from deployctl.views.quoting import one_line
 
 Document = dict[str, Any]
 
@@ -27,9 +28,9 @@ def event_words(event: Document, width: int) -> str:
 def words_of(event: Document) -> str:
     """What happened, why, and who said so when it was a person or a webhook."""
     kind = str(event.get("kind") or "event").replace("_", " ")
-    reason = str(event.get("reason") or "")
+    reason = one_line(str(event.get("reason") or ""))
     words = f"{kind}: {reason}" if reason else kind
-    by = str(event.get("by") or "")
+    by = one_line(str(event.get("by") or ""))
     return f"{words} ({by})" if by.startswith(("person", "webhook:")) else words
 
 

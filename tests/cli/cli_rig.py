@@ -210,6 +210,13 @@ class Playing:
         """This call is not answered until there is a reply for it."""
         self.reply(call, "held")
 
+    def forget(self) -> None:
+        """Begin again, as if nothing had been written down or asked for."""
+        self.seq, self.replies = 0, {}
+        for name in ("events.jsonl", "orders.jsonl"):
+            (self.home.path / name).write_text("")
+        self.reply("GET /v1/status", status_of(self.home.name))
+
     def reply(self, call: str, document: object) -> None:
         self.replies[call] = document
         fresh = self.home.path / "replies.fresh"
