@@ -67,16 +67,26 @@ def _worded(detail: ErrorDetails, tree: Tree) -> str:
             return _unknown_key(path)
         case "string_type":
             return f"{name}: must be text{_quoted(path, tree)}"
-        case "model_type":
-            return f"{name}: must be a mapping of keys, not {shown(detail['input'])}"
-        case "tuple_type":
-            return f"{name}: must be a list, not {shown(detail['input'])}"
         case "literal_error":
             return _unknown_word(name, detail)
         case "value_error":
             error = detail["ctx"]["error"]
             return str(error) if isinstance(error, UnknownNameError) else f"{name}: {error}"
-    return f"{name}: {detail['msg']}"
+    plain = PLAIN.get(detail["type"])
+    if plain is None:
+        return f"{name}: {detail['msg']}"
+    return f"{name}: {plain.format(**detail.get('ctx', {}), written=shown(detail['input']))}"
+
+
+PLAIN = {
+    "model_type": "must be a mapping of keys, not {written}",
+    "tuple_type": "must be a list, not {written}",
+    "bool_type": "must be true or false, not {written}",
+    "int_type": "must be a whole number, not {written}",
+    "less_than_equal": "at most {le}, not {written}",
+    "greater_than_equal": "at least {ge}, not {written}",
+}
+"""pydantic's findings that need no more than other words."""
 
 
 def _unknown_key(path: Path) -> str:

@@ -87,10 +87,11 @@ Fraction = Annotated[float, PlainValidator(fraction), WithJsonSchema(_FRACTION)]
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """Text of one form: the check with its message, and the pattern for the published schema."""
+    """Text of one form: the check with its message, and the pattern and examples for the published schema."""
 
     pattern: str
     wanted: str
+    examples: tuple[str, ...] = ()
 
     def check(self, value: str) -> str:
         if not re.fullmatch(self.pattern, value):
@@ -103,7 +104,8 @@ class _Form:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {**handler(schema), "pattern": f"^{self.pattern}$"}
+        examples = {"examples": list(self.examples)} if self.examples else {}
+        return {**handler(schema), "pattern": f"^{self.pattern}$", **examples}
 
 
 def _listen(value: object) -> str:
@@ -177,14 +179,19 @@ ModelName = Annotated[str, _Form("[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "a model na
 Label = Annotated[str, _Form("[A-Za-z0-9][A-Za-z0-9._+-]{0,62}", "a version of A-Z, a-z, 0-9 and ._+-")]
 Digest = Annotated[str, _Form("sha256:[0-9a-f]{64}", "a digest: sha256: and 64 characters of 0-9 and a-f")]
 RoutingKey = Annotated[
-    str, _Form("header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", "header:NAME of a request header")
+    str,
+    _Form(
+        "header:[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}",
+        "header:NAME of a request header, such as header:x-user-id",
+        ("header:x-user-id",),
+    ),
 ]
-Output = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,256}", "the name of an output tensor")]
+Output = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,256}", "the name of an output tensor", ("probabilities",))]
 Listen = Annotated[
     str, PlainValidator(_listen), WithJsonSchema({"type": "string", "examples": ["127.0.0.1:8080"]})
 ]
-File = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,1024}", "a path")]
-Directory = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,1024}", "a path")]
+File = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,1024}", "a path", ("box/file",))]
+Directory = Annotated[str, _Form(r"[^\x00-\x1f\x7f]{1,1024}", "a path", ("box/folder",))]
 Uri = Annotated[str, AfterValidator(_uri)]
 
 
@@ -235,7 +242,7 @@ class Service(Section):
     timeout: PositiveSeconds = Field(10.0, json_schema_extra={"default": "10s"})
     """Per request. Past it the answer is 504 and counts as bad."""
     engine: Annotated[str, _known("engine", LATER_ENGINES)] = ENGINE
-    """What carries the traffic."""
+    """What carries the traffic; so far the router that deployctl starts itself."""
     routers: Annotated[int, Field(ge=1, le=MAX_ROUTERS)] = 1
     """Processes that share the callers, for a machine whose processors one router does not fill."""
     tls: Tls | None = None
@@ -490,7 +497,7 @@ class Tolerance(Section):
 
     relative: Percentage | None = None
     """Percent of the baseline's own rate (of its time, for latency); default 10%."""
-    absolute: str | None = None
+    absolute: str | None = Field(default=None, json_schema_extra={"examples": ["0.1%", "5ms"]})
     """Points on top, default 0.1%; for latency a duration, default 5ms."""
 
 
@@ -498,11 +505,11 @@ class MetricEntry(Section):
     """One number that is compared between candidate and baseline."""
 
     name: Annotated[str, _known("metric", LATER_METRICS)]
-    """Which metric."""
+    """Which metric, and with it the share of what:"""
     tolerance: Tolerance | None = None
     margin: Margin | None = None
     """Increase that must be excluded before promotion; default: 0.5 points + an eighth of the baseline's rate."""
-    max: str | None = None
+    max: str | None = Field(default=None, json_schema_extra={"examples": ["500ms", "5%"]})
     """Absolute limit: a duration for latency-p50, -p90, -p95, -p99 (over it alone is harm, over it with the baseline a freeze); a
     percentage for a rate that copies are judged by (disagreement-rate, and every rate of a shadow)."""
 
@@ -562,7 +569,8 @@ class Analysis(Section):
     beta: Fraction = 0.05
     """Chance that a candidate worse than the margin is promoted."""
     metrics: Annotated[tuple[MetricEntry, ...], Strict(strict=False)] = ()
-    """Every one of them must pass."""
+    """Harm in any of them rolls back; every one of them must show safety before a promotion. Beside a strategy there must be at least
+    one that compares."""
     webhooks: Annotated[
         tuple[Webhook, ...], Strict(strict=False), Field(max_length=MAX_WEBHOOKS), AfterValidator(_told_apart)
     ] = ()
@@ -592,7 +600,9 @@ class Labels(Section):
     adjudicate: Annotated[
         str,
         _Form(
-            r"(majority|any|soft|expert:[^\x00-\x1f\x7f]{1,256})", "one of majority, any, soft and expert:ID"
+            r"(majority|any|soft|expert:[^\x00-\x1f\x7f]{1,256})",
+            "one of majority, any, soft and expert:ID",
+            ("majority", "any", "soft", "expert:anna"),
         ),
     ] = "majority"
     """What is true when people differ: what most say, any of it, each in its share, or what the annotator ID says."""
@@ -622,7 +632,9 @@ class Document(Section):
     """A rollout of deployctl."""
 
     api_version: Literal["deployctl/v1"]
+    """The form of this file."""
     kind: Literal["Rollout"]
+    """The only kind there is."""
     metadata: Metadata
     spec: Spec
 
@@ -656,9 +668,25 @@ def json_schema() -> dict[str, Any]:
         ref_template="#/definitions/{model}", schema_generator=_Draft7, mode="validation"
     )
     definitions = schema.pop("$defs")
-    definitions["MetricEntry"]["properties"]["name"]["enum"] = sorted(METRICS)
+    name = definitions["MetricEntry"]["properties"]["name"]
+    name["enum"] = sorted(METRICS)
+    name["description"] += f" {'; '.join(f'{bad} ({names})' for bad, names in _counted().items())}."
     definitions["Service"]["properties"]["engine"]["enum"] = [ENGINE]
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "definitions": definitions}
+
+
+def _counted() -> dict[str, str]:
+    """What is counted as bad, each with the metrics that count it."""
+    from deployctl.core.metrics import METRICS  # noqa: PLC0415 - as above
+
+    names: dict[str, str] = {}
+    for metric in METRICS.values():
+        names[metric.bad] = f"{names[metric.bad]}, {metric.name}" if metric.bad in names else metric.name
+    return names
+
+
+WRITTEN_AS = {str: "string", bool: "boolean", int: "integer", float: "number"}
+"""Types of defaults that the file has as they are here."""
 
 
 class _Draft7(GenerateJsonSchema):
@@ -672,7 +700,8 @@ class _Draft7(GenerateJsonSchema):
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         written = super().default_schema(schema)
-        if not isinstance(written.get("default"), str):
+        kind = WRITTEN_AS.get(type(written.get("default")))
+        if kind is None or kind not in {"string", written.get("type")}:  # units: see json_schema_extra
             written.pop("default", None)
         return written
 

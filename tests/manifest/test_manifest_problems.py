@@ -132,7 +132,7 @@ def test_what_this_version_cannot_carry_out_is_refused_and_never_ignored(old, ne
             "listen",
             "service: maxBatchDelay must be shorter than timeout",
         ),
-        ("engine: builtin", "routers: 33", "33", "routers: Input should be less than or equal to 32"),
+        ("engine: builtin", "routers: 33", "33", "routers: at most 32, not 33"),
         ("engine: builtin", "routers: two", "two", "routers: "),
         ("engine: builtin", "tokens: [a]", "[a]", "tokens: must be text, not a list"),
         ("engine: builtin", 'tokens: ""', '""', "tokens: '' is not a path"),
