@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from deployctl.cli.app import app
+from deployctl.cli.completion import ASKED, answer
 from deployctl.errors import DeployctlError, Exit, InvalidError, UnavailableError
 from deployctl.views.console import abandon, last_words, note, show_document
 
@@ -24,6 +25,9 @@ INTERRUPTED = 130
 def main() -> None:
     """The console script."""
     arguments = sys.argv[1:]
+    if ASKED in os.environ:
+        answer(app, arguments)
+        return
     debug = "--debug" in arguments or bool(os.environ.get("DEPLOYCTL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     _make_streams_safe()

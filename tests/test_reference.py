@@ -44,7 +44,9 @@ def test_the_page_of_the_manifest_has_every_key_and_what_lint_says_of_a_wrong_on
     }
     assert [key for key in sorted(keys) if f"| `{key}` |" not in page] == []
     assert [metric for metric in METRICS if f"| `{metric}` |" not in page] == []
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `") and line.count(" | ") == 1]
+    rows = [
+        line.split(" | ") for line in page.splitlines() if line.startswith("| `") and line.count(" | ") == 1
+    ]
     assert len(rows) > 60
     assert [row for row in rows if not row[1].removesuffix("|").strip()] == [], "lint takes it for right"
     assert [written for written in TOGETHER if f"| `{written}` |" not in page] == []

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from deployctl.cli import (
+    completion,
     decisions,
     doctor,
     history,
@@ -44,6 +45,7 @@ app = typer.Typer(
     + _exit_codes(),
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    add_completion=False,  # `completion` prints scripts of our own, which know services and versions
     invoke_without_command=True,
 )
 canary = typer.Typer(
@@ -165,6 +167,7 @@ for verb, name, example in (
     (report.report, "report", "deployctl report digits --html report.html"),
     (doctor.doctor, "doctor", "deployctl doctor"),
     (replay.replay, "replay", "deployctl replay rollout.yaml --outcomes outcomes.jsonl"),
+    (completion.completion, "completion", "source <(deployctl completion bash)"),
 ):
     app.command(name, epilog=_example(example))(verb)
 canary.command("ramp", epilog=_example("deployctl canary ramp rollout.yaml --timeout 30m --until promoted"))(

@@ -35,7 +35,7 @@ def add(
         str, typer.Argument(metavar="NAME", help="A service or its manifest.", show_default=False)
     ],
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="The label file; - for stdin.", show_default=False)
+        str, typer.Argument(metavar="FILE|-", help="The label file; - for stdin.", show_default=False)
     ],
     form: Annotated[
         str | None,

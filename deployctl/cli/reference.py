@@ -25,7 +25,13 @@ or one event per line while following), honours `NO_COLOR`,
 waits for no key where stdin is no terminal, and ends with one of [ten exit codes](../README.md#exit-codes). State lives in
 `$DEPLOYCTL_STATE_DIR`, else in `$XDG_STATE_HOME/deployctl` or `~/.local/state/deployctl`. From another machine: `ssh box deployctl …`.
 
-Completion with the names of services, versions and rollouts: `deployctl completion bash|zsh|fish` prints the script.
+Completion with the names of your services, versions and rollouts, for good:
+
+| shell | |
+|---|---|
+| bash | `source <(deployctl completion bash)` in `~/.bashrc` |
+| zsh | `source <(deployctl completion zsh)` in `~/.zshrc`, after `compinit` |
+| fish | `deployctl completion fish > ~/.config/fish/completions/deployctl.fish`, once |
 """
 
 EVERYWHERE = {"output", "help"}

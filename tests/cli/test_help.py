@@ -10,7 +10,7 @@ from cli_rig import ROOT, status_of
 
 VERBS = [
     "demo", "init", "lint", "plan", "up", "down", "upgrade", "rollback", "promote", "pause", "resume", "status", "list", "history",
-    "explain", "report", "doctor",
+    "explain", "report", "doctor", "completion",
 ]  # fmt: skip
 HEAVY = {
     "numpy",
