@@ -182,6 +182,8 @@ class Line:
                 await asyncio.sleep(min(arrival.at - now, TICK))
             if stop.is_set():
                 break
+            self._post_due(now)
+            await asyncio.sleep(0)  # a line that is late reads its answers all the same
             self._send(f"{self._run}-{number}", arrival)
             if now >= next_report and report_every:
                 print(self.tally.line(now, arrival.light), file=sys.stderr, flush=True)
