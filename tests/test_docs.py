@@ -221,3 +221,13 @@ def test_the_picture_shows_a_rollback_and_loads_nothing():
     assert len(frames) > 2
     assert "progressing" in frames[0]
     assert "rolled&#160;back" in frames[-1]
+
+
+def test_the_picture_can_be_made_anew(request):
+    if not request.config.getoption("--long"):
+        pytest.skip("half a minute on a busy machine: pytest --long")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    made = subprocess.run(
+        [sys.executable, ROOT / "docs/rollback.py"], capture_output=True, text=True, check=True
+    )
+    assert "rolled&#160;back" in made.stdout.split('<g class="frame">')[-1]
