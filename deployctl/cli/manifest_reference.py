@@ -21,6 +21,7 @@ from deployctl.manifest.load import load
 from deployctl.manifest.problems import ManifestError
 from deployctl.manifest.quantities import DURATION_PATTERN, PERCENTAGE_PATTERN, SIZE_PATTERN
 from deployctl.manifest.schema import json_schema
+from deployctl.sources import SOURCE_FORMS
 from deployctl.traffic import BACKENDS
 
 HEAD = """\
@@ -48,6 +49,7 @@ WRONG = {
     "true or false": "yes",
     "list": "all",
     "text": 1,
+    "keys": "all",
 }
 """A wrong value of each kind."""
 
@@ -60,6 +62,8 @@ WRONG_OF_KEY = {
     "adjudicate": "loudest",
     "format": "xml",
     "classes": ["a", "a"],
+    "url": "example.org/hook",
+    "uri": "ftp://box/v1.onnx",
     "workerMemory": "1MiB",
 }
 """Where another mistake is likelier."""
@@ -144,8 +148,8 @@ def _kind(value: dict[str, Any]) -> str:
         return "list of texts" if "$ref" not in value["items"] else "list, see below"
     if value["type"] in {"integer", "number"}:
         return _range(value)
-    if value["type"] == "boolean":
-        return "true or false"
+    if value["type"] in {"boolean", "object"}:
+        return {"boolean": "true or false", "object": "keys of your own, with texts"}[value["type"]]
     kind = KINDS.get(value.get("pattern", ""))
     examples = ", ".join(f"`{example}`" for example in value.get("examples", ()))
     return kind or (f"text, such as {examples}" if examples else "text")
@@ -186,7 +190,7 @@ def _wrong(key: str, value: dict[str, Any]) -> Iterator[object]:
     elif value.get("type") in {"integer", "number"}:
         yield value.get("exclusiveMaximum", value.get("maximum", -2) + 1)
     else:
-        yield WRONG[kind.partition(" of ")[0].partition(",")[0]]
+        yield WRONG[re.split(" of |,", kind)[0]]
 
 
 def _said(section: str, key: str, wrong: object) -> str:
@@ -212,6 +216,7 @@ def _problems(document: object) -> list[str]:
             metrics=METRICS,
             base=Path("/"),
             label_sources=LABEL_SOURCES,
+            model_sources=SOURCE_FORMS,
         )
     except ManifestError as error:
         return [problem.message for problem in error.problems]
@@ -246,7 +251,12 @@ def _manifest(section: str = "") -> dict[str, Any]:
             **({"candidates": [model]} if several else {"candidate": model}),
             "prediction": {"output": "probabilities"},
             "strategy": strategy,
-            "analysis": {"metrics": [{"name": "error-rate"}]},
+            "analysis": {
+                "metrics": [{"name": "error-rate"}],
+                "webhooks": [
+                    {"name": "sign-off", "type": "confirm-promotion", "url": "http://127.0.0.1/ask"}
+                ],
+            },
         },
     }
 

@@ -80,6 +80,7 @@ def _worded(detail: ErrorDetails, tree: Tree) -> str:
 
 PLAIN = {
     "model_type": "must be a mapping of keys, not {written}",
+    "dict_type": "must be a mapping of keys, not {written}",
     "tuple_type": "must be a list, not {written}",
     "bool_type": "must be true or false, not {written}",
     "int_type": "must be a whole number, not {written}",
