@@ -189,7 +189,8 @@ def test_a_block_that_is_not_run_says_why():
     reasons = {page.name: [block.reason for block in blocks(page) if block.reason] for page in WITH_COMMANDS}
     assert all(len(reason) > 10 for given in reasons.values() for reason in given), reasons
     ran = sum(len(block.commands) for page in WITH_COMMANDS for block in blocks(page) if not block.reason)
-    assert ran > 3 * sum(map(len, reasons.values())), "most of the commands are run"
+    left_out = sum(len(block.commands) for page in WITH_COMMANDS for block in blocks(page) if block.reason)
+    assert ran > 2 * left_out, "most of the commands are run"
 
 
 def test_the_links_of_every_page_lead_somewhere():
