@@ -1,7 +1,8 @@
 """A stand-in for an MLflow server: the calls of its REST API that a download needs, answered as MLflow's documentation and handlers say.
 
 Not MLflow itself, which would bring a hundred packages: what it answers was written down from `registered-models/alias`,
-`model-versions/get-download-uri`, `mlflow-artifacts/artifacts` (list and get) and `model-versions/get-artifact`.
+`model-versions/get-download-uri`, `mlflow-artifacts/artifacts` (list and get) and `model-versions/get-artifact`, and held against a
+server of MLflow 3.17.2.
 """
 
 import json
@@ -34,12 +35,12 @@ utc_time_created: '2026-11-20 09:00:00.000000'
 class MlflowRegistry(FileServer):
     """`versions` by (name, number): where their folder is. `aliases` by (name, alias). `let_in` is the Authorization that is asked for.
 
-    An artifact is a stream: it has no length, no ETag and no ranges, as in MLflow's own `_download_artifact`.
+    An artifact `streams`: it has no length, no ETag and no ranges, as MLflow had it for long; 3.17 has them all.
     """
 
-    def __init__(self, certificate=None):
+    def __init__(self, certificate=None, *, streams=True):
         self.versions, self.aliases, self.let_in = {}, {}, None
-        super().__init__(certificate, ranges=False, etags=False, lengths=False)
+        super().__init__(certificate, ranges=not streams, etags=not streams, lengths=not streams)
 
     def log(self, name, number, files, store="mlflow-artifacts:"):
         """A model version with these files; its folder is where MLflow would make one."""
@@ -57,7 +58,9 @@ class MlflowRegistry(FileServer):
         if call == "mlflow/registered-models/alias":
             number = self.aliases.get((query["name"], query["alias"]))
             if number is None:
-                return self._missing(f"Registered model alias {query['alias']} not found.")
+                return self._refused(
+                    400, "INVALID_PARAMETER_VALUE", f"Registered model alias {query['alias']} not found."
+                )
             return self._json({"model_version": self._version(query["name"], str(number))})
         if call == "mlflow/model-versions/get-download-uri":
             location = self.versions.get((query["name"], query["version"]))
@@ -100,7 +103,9 @@ class MlflowRegistry(FileServer):
     def _json(document):
         return 200, "application/json", json.dumps(document).encode()
 
+    def _missing(self, message):
+        return self._refused(404, "RESOURCE_DOES_NOT_EXIST", message)
+
     @staticmethod
-    def _missing(message):
-        body = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": message}
-        return 404, "application/json", json.dumps(body).encode()
+    def _refused(status, code, message):
+        return status, "application/json", json.dumps({"error_code": code, "message": message}).encode()

@@ -134,7 +134,7 @@ def test_a_user_in_the_address_of_the_registry_lets_in_and_is_never_shown(regist
 
 def test_what_the_registry_does_not_know_is_one_line(registry, cache):
     for uri in ("models:/digits@nobody", "models:/digits/99"):
-        with pytest.raises(InvalidError, match=f"{uri} at .*: the server answers 404; correct the uri"):
+        with pytest.raises(InvalidError, match=f"{uri} at .*: the server answers 40[04]; correct the uri"):
             get(cache, uri)
 
 
@@ -167,6 +167,18 @@ def test_a_stream_that_ends_too_early_is_asked_for_again_from_its_beginning(regi
     assert found.path.read_bytes() == SEVEN
     assert sum("model.onnx" in seen.path for seen in registry.seen) == 2
     assert not any("range" in seen.headers for seen in registry.seen)
+
+
+def test_a_registry_that_knows_ranges_goes_on_where_it_broke_off(trusted, cache, monkeypatch):
+    registry = MlflowRegistry(streams=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.url(""))
+    registry.log("digits", 7, logged(SEVEN))
+    registry.of_path["/api/2.0/mlflow-artifacts/artifacts/1/run7/artifacts/model/model.onnx"] = Answer(
+        drop_at=200_000
+    )
+    assert get(cache, "models:/digits/7").digest == digest_of(SEVEN)
+    assert registry.seen[-1].start > 0
+    registry.close()
 
 
 def test_a_model_in_a_folder_of_its_folder_is_found(registry, cache):
