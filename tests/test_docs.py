@@ -39,8 +39,6 @@ QUICKER = (
 )
 """What the manifests of the examples ask for in less time here; what they decide stays."""
 PATIENCE = 100.0
-TO_COME = {"ci.md"}
-"""Pages that the map names before they are there."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,8 @@ def desk(tmp_path):
     own = f'{sys.executable} -m deployctl "$@"; code=$?; [ "$1" = init ] && sed -i s/{PORT}/{port}/ "$2"/*.yaml; exit $code'
     _script(tmp_path / "bin/deployctl", own)
     with tempfile.TemporaryDirectory(prefix="dctl", dir="/tmp") as state:
-        environment = os.environ | {
+        pipeline = re.compile("CI$|CI_|GITHUB_|GITLAB_")
+        environment = {key: value for key, value in os.environ.items() if not pipeline.match(key)} | {
             "DEPLOYCTL_STATE_DIR": state,
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "HOME": str(tmp_path),
@@ -201,7 +200,7 @@ def test_the_links_of_every_page_lead_somewhere():
             if re.match(r"[a-z]+:", target):
                 continue
             there = (page.parent / path).resolve() if path else page
-            if not there.exists() and there.name not in TO_COME:
+            if not there.exists():
                 broken.append(f"{page.name}: {target}")
             elif anchor and there.suffix == ".md" and anchor not in _anchors(there):
                 broken.append(f"{page.name}: {target}: no such heading")
