@@ -1,7 +1,7 @@
 """completion: what a shell needs to finish a half-typed command, and the answers to it.
 
-The script of a shell calls this program again with what was typed. The one rule: an answer only reads files of the state directory.
-It asks no service, starts nothing, says nothing on stderr, and imports nothing heavy.
+The script of a shell calls this program again with what was typed. The one rule: an answer only reads, in the state directory and in the
+manifest that was named. It asks no service, starts nothing, says nothing on stderr, and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ TAIL_BYTES = 32 * 2**20
 
 Item = tuple[str, str, str]
 """("word", what may stand here, what it means), or ("files", the pattern of their names, "")."""
-
 
 Answers = Callable[[dict[str, str]], Iterable[Item]]
 """From the values of the other parameters to what may stand here."""
@@ -190,9 +189,10 @@ def _records(named: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _called(named: str) -> str:
     """The name of a service, from itself or from its manifest."""
-    if not named.endswith((".yaml", ".yml")):
+    path = Path(named).expanduser()
+    if not named.endswith((".yaml", ".yml")) or not path.is_file():
         return named
-    with Path(named).expanduser().open("rb") as manifest:
+    with path.open("rb") as manifest:
         text = manifest.read(MAX_BYTES).decode(errors="replace")
     found = re.search(r"^metadata:\s*(?:\{\s*|\n\s+)name:\s*[\"']?([a-z0-9-]+)", text, re.MULTILINE)
     return found[1] if found else ""

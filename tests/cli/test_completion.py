@@ -12,11 +12,12 @@ import sys
 import time
 
 import pytest
+import typer
 from cli_rig import PATIENCE
 from test_help import HEAVY
 
 from deployctl.cli.app import app
-from deployctl.cli.completion import answer
+from deployctl.cli.completion import ANSWERS, answer
 from deployctl.journal import Journal
 from deployctl.statedir import ServiceHome
 
@@ -103,6 +104,19 @@ def test_what_is_offered_is_what_may_stand_there(offered, words, found):
 def test_files_are_left_to_the_shell_by_their_ending(offered):
     assert ("files", "*.y*ml") in offered("up", "")
     assert offered("labels", "add", "digits", "") == [("files", "*")]
+
+
+def test_every_argument_of_every_verb_is_completed():
+    left = {(verb, one.metavar) for verb, one in arguments() if ("argument", str(one.metavar)) not in ANSWERS}
+    assert left == {("completion", "bash|zsh|fish")}, "typer knows its values; others need a line in ANSWERS"
+
+
+def arguments(group=None):
+    for name, verb in (group or typer.main.get_command(app)).commands.items():
+        if hasattr(verb, "commands"):
+            yield from arguments(verb)
+        else:
+            yield from ((name, one) for one in verb.params if one.param_type_name == "argument")
 
 
 def test_it_imports_nothing_heavy(services):
