@@ -237,6 +237,8 @@ def in_background(read: Callable[[], None], arrivals: Arrivals) -> None:
     def run() -> None:
         try:
             read()
+        except OSError as error:  # told apart from one of stdout
+            arrivals.put(UnavailableError(f"the service cannot be asked: {error}"))
         except Exception as error:  # noqa: BLE001 - the thread's outermost: the main thread raises it
             arrivals.put(error)
 
