@@ -142,7 +142,13 @@ class GithubRunner:
         }
         self._path: list[str] = []
         self._contexts: dict[str, Any] = {"inputs": self._inputs(inputs or {}), "steps": {}, "env": {}}
+        ((_, job),) = self._document["jobs"].items()
         self._env = {**self._document.get("env", {}), **(changed or {})}
+        self._env |= self._filled(job.get("env", {}))
+        self._left: list[dict[str, Any]] = list(job["steps"])
+        self._steps: dict[str, Step] = {}
+        self._uploaded: dict[str, list[str]] = {}
+        self._status = "success"
 
     def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:
         asked = (self._document["on"].get("workflow_dispatch") or {}).get("inputs", {})
@@ -154,36 +160,39 @@ class GithubRunner:
             name: value in {True, "true"} if name in booleans else value for name, value in values.items()
         }
 
-    def run(self, cancel: tuple[str, str] | None = None) -> Job:
-        """`cancel` is a step and the words in its log at which the job is cancelled; what says always() or cancelled() still runs."""
+    def run(self, cancel: tuple[str, str] | None = None, until: str = "") -> Job:
+        """`cancel` is a step and the words in its log at which the job is cancelled; what says always() or cancelled() still runs.
+        `until` is a step before which the runner pauses; the next call goes on from there.
+        """
         ((_, job),) = self._document["jobs"].items()
-        self._env |= self._filled(job.get("env", {}))
-        steps: dict[str, Step] = {}
-        uploaded: dict[str, list[str]] = {}
-        status = "success"
-        for number, step in enumerate(job["steps"]):
-            name = step.get("name") or step.get("uses") or str(number)
+        while self._left:
+            step = self._left[0]
+            name = step.get("name") or step["uses"]
+            if name == until:
+                return Job(
+                    self._status, dict(self._steps), self._filled(job.get("outputs", {})), self._uploaded
+                )
+            self._left.pop(0)
             self._contexts["env"] = self._env
-            if not self._applies(step.get("if", "success()"), status):
-                steps[name] = Step(name, "skipped")
+            if not self._applies(step.get("if", "success()"), self._status):
+                self._steps[name] = Step(name, "skipped")
             elif "uses" in step:
-                steps[name] = Step(name, "success")
-                self._use(step, uploaded)
+                self._steps[name] = Step(name, "success")
+                self._use(step, self._uploaded)
             else:
-                at = cancel[1] if cancel and cancel[0] == name else None
-                steps[name] = self._run_step(name, step, at)
-                if at is not None:
-                    status = "cancelled"
-            if status == "success" and steps[name].outcome == "failure":
-                status = "failure"
+                self._run_or_cancel(name, step, cancel[1] if cancel and cancel[0] == name else None)
             if "id" in step:
-                self._contexts["steps"][step["id"]] = {
-                    "outputs": steps[name].outputs,
-                    "outcome": steps[name].outcome,
-                }
+                ran = self._steps[name]
+                self._contexts["steps"][step["id"]] = {"outputs": ran.outputs, "outcome": ran.outcome}
         self._end_orphans()
-        outputs = self._filled(job.get("outputs", {}))
-        return Job(status, steps, outputs, uploaded)
+        return Job(self._status, self._steps, self._filled(job.get("outputs", {})), self._uploaded)
+
+    def _run_or_cancel(self, name: str, step: dict[str, Any], cancelled_at: str | None) -> None:
+        self._steps[name] = self._run_step(name, step, cancelled_at)
+        if cancelled_at is not None:
+            self._status = "cancelled"
+        elif self._status == "success" and self._steps[name].outcome == "failure":
+            self._status = "failure"
 
     def _filled(self, texts: dict[str, str]) -> dict[str, str]:
         return {name: self._text(text) for name, text in texts.items()}

@@ -157,7 +157,7 @@ def _sentence(
     explained = str(asked.get("sentence") or "")
     if code is Exit.WATCH_ENDED:
         by = f" ({account.cancelled})" if account.cancelled else ""
-        now = explained or (f"Last seen: {words_of(last)}." if last else "")
+        now = explained or (f"Last seen: {words_of(last)}." if last else account.message)
         return f"The command ended{by} before the end of the rollout was seen. {now}".strip()
     if code is Exit.UNAVAILABLE and account.rollout:
         seen = f"; last seen: {words_of(last)}" if last else ""
@@ -185,13 +185,16 @@ def _notes(
     guilty = [
         metric
         for metric in metrics
-        if verdict_of(metric) == told or (told == "fail" and metric["name"] == asked.get("decided_by"))
+        if verdict_of(metric) == told or (told == "fail" and metric.get("name") == asked.get("decided_by"))
     ]
     places = _metric_places(account.file) if guilty else {}
     for metric in guilty:
         check = metric_check(metric)
         yield Note(
-            _LEVELS[check.result], f"{check.name}: {check.result}", check.why, places.get(metric["name"])
+            _LEVELS[check.result],
+            f"{check.name}: {check.result}",
+            check.why,
+            places.get(str(metric.get("name"))),
         )
     if not problems:
         file = Place(_in_workspace(account.file)) if account.file and told else None

@@ -90,7 +90,8 @@ def metric_check(metric: Document) -> Check:
 
 def name_of(metric: Document) -> str:
     """The metric, and of which version it speaks where there are several."""
-    return f"{metric['name']} (version {metric['version']})" if metric.get("version") else str(metric["name"])
+    name = str(metric.get("name") or figures.UNKNOWN)
+    return f"{name} (version {metric['version']})" if metric.get("version") else name
 
 
 def metric_sentence(metric: Document) -> str:

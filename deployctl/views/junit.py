@@ -83,8 +83,9 @@ def _output(ending: Ending) -> Iterable[str]:
 
 
 def _seconds(ending: Ending) -> float:
-    at = ending.events[-1].get("at") if ending.events else None
-    return float(at) if isinstance(at, int | float) else 0.0
+    """How long the rollout took; the clock of a replayed log may begin anywhere."""
+    at = [event["at"] for event in ending.events if isinstance(event.get("at"), int | float)]
+    return float(max(at) - min(at)) if at else 0.0
 
 
 def _words(text: str) -> str:

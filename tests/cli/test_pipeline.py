@@ -148,6 +148,13 @@ def test_what_users_wrote_becomes_no_command_in_what_is_printed(service, github,
     assert ci_runner.commands_in(out) == []
     assert {command.name for command in ci_runner.commands_in(err)} == {"error"}
     assert len(out.splitlines()) == 4
+    told = EXPLAINED | {"sentence": "x\n ::warning::a ##[error]b", "would_change": "\r::set-output name=a::b"}
+    service.reply("GET /v1/explain", told | {"events": []})
+    for more in ((), ("-o", "json")):
+        code, out, _ = run("explain", "digits", *more)
+        assert (code, ci_runner.commands_in(out)) == (0, [])
+        assert "[error]b" in out or "u0023[error]b" in out
+    assert json.loads(out)["sentence"] == told["sentence"]
 
 
 def climbed(out):

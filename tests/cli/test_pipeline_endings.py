@@ -78,6 +78,14 @@ def test_an_end_that_was_not_seen_is_no_verdict_even_where_the_rollout_has_ended
     assert ending.sentence == "The command ended before the end of the rollout was seen. So it was."
 
 
+def test_a_command_that_is_cancelled_before_the_rollout_began_says_so():
+    account = Account("canary ramp", cancelled="SIGTERM", message="No rollout was begun.")
+    ending = ending_of(account, 6, None)
+    assert (ending.verdict, ending.sentence) == (
+        "none", "The command ended (SIGTERM) before the end of the rollout was seen. No rollout was begun.",
+    )  # fmt: skip
+
+
 def test_a_rollback_that_was_not_confirmed_is_an_alarm():
     ending = ended("rollback", 4, "progressing", UnconfirmedError("call somebody"))
     assert (ending.verdict, ending.sentence) == ("none", "call somebody")

@@ -6,9 +6,6 @@
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -44,26 +41,26 @@ def box(tmp_path_factory):
     box.close()
 
 
-def machine(box, state=None):
+def machine(box):
     """The environment that a runner of this machine has."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER", "TMPDIR") if name in os.environ}
-    return kept | {"PATH": f"{box.tools}:/usr/bin:/bin", "DEPLOYCTL_STATE_DIR": str(state or box.state)}
+    return kept | {"PATH": f"{box.tools}:/usr/bin:/bin", "DEPLOYCTL_STATE_DIR": str(box.state)}
 
 
 @pytest.fixture(scope="module")
-def live(box):
-    """A service with callers, as a box in production has."""
-    assert box.run("up", box.workspace / GOOD, "--detach").code == 0
-    url = status(box)["url"]
-    callers = subprocess.Popen(
-        [sys.executable, "traffic.py", "--url", url, "--rate", "500", "--label-rate", "0"],
-        cwd=box.workspace / "examples/digits",
-        stdout=subprocess.DEVNULL,
-    )
-    yield box
-    callers.send_signal(signal.SIGTERM)
-    assert callers.wait(20) == 0
-    box.run("down", "digits")
+def first(box):
+    """The first job: it brings the service and the callers that all others use, as a box in production has them."""
+    runner = github(box, "canary.yml", inputs={"manifest": BAD})
+    job = runner.run(until="End the trial")
+    shutil.copy(box.workspace / "outcomes.jsonl", box.folder / "bad.jsonl")
+    yield job
+    ended = runner.run().steps["End the trial"]
+    assert (ended.outcome, "digits: stopped" in ended.log) == ("success", True), ended
+
+
+@pytest.fixture(scope="module")
+def live(box, first):
+    return box
 
 
 def status(box):
@@ -79,25 +76,15 @@ def taken_back(box):
         client.post("/v1/rollback", {"by": "a test", "reason": "the next one, please", "to": None})
 
 
-def run_github(box, name, state=None, cancel=None, **more):
-    workflow = EXAMPLES / "github" / name
-    return ci_player.GithubRunner(workflow, box.workspace, machine(box, state), **more).run(cancel)
+def github(box, name, **more):
+    return ci_player.GithubRunner(EXAMPLES / "github" / name, box.workspace, machine(box), **more)
 
 
 @pytest.fixture(scope="module")
 def good_canary(live):
     with taken_back(live):
-        job = run_github(live, "canary.yml", inputs={"try_out": False})
+        job = github(live, "canary.yml", inputs={"try_out": False}).run()
         shutil.copy(live.workspace / "outcomes.jsonl", live.folder / "good.jsonl")
-    return job
-
-
-@pytest.fixture(scope="module")
-def bad_canary(box):
-    """On a machine of its own: the workflow brings service and callers, and ends them."""
-    state = box.folder / "s"
-    job = run_github(box, "canary.yml", state, inputs={"manifest": BAD})
-    shutil.copy(box.workspace / "outcomes.jsonl", box.folder / "bad.jsonl")
     return job
 
 
@@ -111,21 +98,19 @@ def test_github_a_good_version_is_promoted_and_the_job_passes(good_canary):
     assert [one.name for one in ci_runner.commands_in(good_canary.steps["Canary"].log)] == ["notice"]
 
 
-def test_github_a_bad_version_is_rolled_back_and_the_job_fails_with_everything_reported(bad_canary, box):
-    canary = bad_canary.steps["Canary"]
-    assert (bad_canary.result, canary.code) == ("failure", 3), canary.log
-    assert bad_canary.outputs["verdict"] == "fail"
+def test_github_a_bad_version_is_rolled_back_and_the_job_fails_with_everything_reported(first, box):
+    canary = first.steps["Canary"]
+    assert (first.result, canary.code) == ("failure", 3), canary.log
+    assert first.outputs["verdict"] == "fail"
     assert (canary.outputs["phase"], canary.outputs["exit_code"]) == ("rolled_back", "3")
     assert canary.summary.startswith("### digits: rolled back")
-    assert bad_canary.uploaded == {"rollout": ["report.md", "report.xml", "outcomes.jsonl"]}
+    assert first.uploaded == {"rollout": ["report.md", "report.xml", "outcomes.jsonl"]}
     metric, *_, end = ci_runner.commands_in(canary.log)
     lines = (box.workspace / BAD).read_text().splitlines()
     assert metric.properties["file"] == BAD
     assert metric.properties["title"].partition(":")[0] in lines[int(metric.properties["line"]) - 1]
     assert end.properties["title"] == "deployctl canary ramp: rolled back"
-    assert bad_canary.steps["Call a person"].outcome == "skipped"
-    assert bad_canary.steps["End the trial"].outcome == "success"
-    assert "digits: stopped" in bad_canary.steps["End the trial"].log
+    assert first.steps["Call a person"].outcome == "skipped"
     assert (box.tools / "installed").read_text().splitlines()[0] == "-m pip install --quiet .[demo]"
 
 
@@ -133,11 +118,11 @@ def test_github_a_bad_version_is_rolled_back_and_the_job_fails_with_everything_r
     ("manifest", "log", "verdict", "code"), [(GOOD, "good", "pass", 0), (BAD, "bad", "fail", 3)]
 )
 def test_github_the_gate_says_of_a_pull_request_what_the_canary_would_have_said(
-    box, good_canary, bad_canary, manifest, log, verdict, code
+    box, good_canary, first, manifest, log, verdict, code
 ):
     (box.workspace / "outcomes").mkdir(exist_ok=True)
     shutil.copy(box.folder / f"{log}.jsonl", box.workspace / "outcomes/last-week.jsonl")
-    job = run_github(box, "replay-gate.yml", changed={"MANIFEST": manifest})
+    job = github(box, "replay-gate.yml", changed={"MANIFEST": manifest}).run()
     assert job.steps["Replay"].code == code, job.steps["Replay"].log
     assert job.outputs["verdict"] == verdict
     assert job.uploaded == {"replay": ["replay.md", "replay.xml"]}
@@ -175,9 +160,8 @@ def test_a_cancelled_job_rolls_back_and_reports_and_a_killed_one_does_not(live):
     killed.wait()
     assert status(live)["weight"] == 50, "the rollout goes on"
 
-    job = run_github(
-        live, "canary.yml", cancel=("Canary", "climbed"), inputs={"manifest": STEADY, "try_out": False}
-    )
+    runner = github(live, "canary.yml", inputs={"manifest": STEADY, "try_out": False})
+    job = runner.run(cancel=("Canary", "climbed"))
     assert (job.result, job.steps["Canary"].code) == ("cancelled", 3), job.steps["Canary"].log
     assert status(live)["weight"] == 0
     assert (job.outputs["verdict"], job.steps["Canary"].outputs["phase"]) == ("fail", "rolled_back")
@@ -239,6 +223,15 @@ def test_over_ssh_the_exit_code_and_the_report_come_back(live, ssh, manifest, co
     assert ended == code, log
     assert ci_runner.junit((here / "report.xml").read_text()).properties["exit_code"] == str(code)
     assert ci_player.run(["sh", "examples/ci/remote.sh", "elsewhere", manifest], here, environment)[0] == 255
+
+
+def test_over_ssh_a_script_that_is_cancelled_gives_the_order_itself(live, ssh):
+    here, environment = ssh
+    shutil.copy(live.workspace / STEADY, here / STEADY)
+    cancel = ci_player.Cancel("climbed", ci_player.GITLAB_CANCEL, group=False)
+    command = ["sh", "examples/ci/remote.sh", "box", STEADY]
+    assert ci_player.run(command, here, environment, cancel)[0] == 3
+    assert status(live)["weight"] == 0
 
 
 def test_what_the_player_takes_for_true_is_what_github_takes_for_true():
