@@ -68,6 +68,33 @@ def test_the_status_says_what_is_left_of_an_upgrade_and_what_is_in_its_way():
     assert "release" not in rendered(status_lines(status_of(release="0.2.0", upgrade=done), Layout(200)), 200)
 
 
+HOOK = {"name": "sign-off", "type": "confirm-promotion", "waiting": False, "agreed": False, "tries": 0}
+HOOK |= {"last": "", "behind": 0, "given_up": 0}
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        ({"waiting": True}, "sign-off (confirm-promotion): not asked yet"),
+        (
+            {"waiting": True, "tries": 7, "last": "answered 403: not yet"},
+            "asked 7 times, answered 403: not yet",
+        ),
+        (
+            {"behind": 3, "tries": 9, "last": "cannot be reached"},
+            "3 events wait to be taken, cannot be reached",
+        ),
+        ({"given_up": 2, "tries": 9, "last": "answered 410"}, "2 events were given up, answered 410"),
+    ],
+)
+def test_the_status_says_whom_a_rollout_waits_for_and_who_does_not_listen(hook, words):
+    lines = status_lines(status_of(webhooks=[HOOK | hook], waits_for="webhook", phase="paused"), Layout(200))
+    shown = rendered(lines, 200)
+    assert words in shown
+    assert "deployctl promote digits" in shown
+    assert "sign-off" not in rendered(status_lines(status_of(webhooks=[HOOK]), Layout(200)), 200)
+
+
 def test_a_very_narrow_screen_breaks_lines_and_loses_nothing():
     shown = rendered(status_lines(status_of(), Layout(20)), 20)
     assert "12 of 19,000" in " ".join(shown.split())
