@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from deployctl.errors import InvalidError
 
@@ -39,27 +42,60 @@ class _FailedError(Exception):
     """A call that may well be answered the next time."""
 
 
+class _Address(NamedTuple):
+    """Where a call goes, and what goes with it."""
+
+    url: str
+    token: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        # What is packed is unpacked as a whole before it can be seen how large it is: a kilobyte may be a gigabyte.
+        headers = {"content-type": CONTENT_TYPE, "accept-encoding": "identity"}
+        return headers | ({"authorization": f"Bearer {self.token}"} if self.token else {})
+
+    def without(self, text: str) -> str:
+        """A text of somebody else's, without what is secret here."""
+        parts = urlsplit(self.url)
+        for secret in (self.url, f"{parts.path}?{parts.query}", parts.query, self.token, parts.path):
+            if secret and len(secret) > 1:
+                text = text.replace(secret, "[redacted]")
+        return text
+
+
 class Caller:
     """Calls webhooks, with one client for all of them. It is made at the first call: its libraries take a quarter of a second."""
 
     def __init__(self) -> None:
         self._client: httpx.AsyncClient | None = None
         self._making = asyncio.Lock()
+        # Of its own: a disk that hangs under such a file must not take the threads of the rest.
+        self._files = ThreadPoolExecutor(2, "webhook-files")
 
     async def call(self, hook: Mapping[str, Any], event: bytes) -> Answer:
-        """POST this event to the webhook (`manifest.webhooks` has its keys), and again where that may help. Raises nothing of the network's."""
-        async with self._making:
-            if self._client is None:
-                self._client = await asyncio.to_thread(_client)
-            client = self._client
+        """POST this event to the webhook (`manifest.webhooks` has its keys), and again where that may help. Raises nothing."""
         try:
-            url, headers = await asyncio.to_thread(_address, hook)
-            return await _tried_again(client, hook, url, headers, event)
+            async with self._making:
+                if self._client is None:
+                    self._client = await asyncio.to_thread(_client)
+            return await _tried_again(self._client, hook, await self._address(hook), event)
         except (_FailedError, InvalidError) as error:
             return Answer(agreed=False, refused=False, words=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a library makes of an address, a proxy or a certificate is no agreement
+            words = f"cannot be called: {type(error).__name__}"  # its own words may hold the address
+            return Answer(agreed=False, refused=False, words=words)
+
+    async def _address(self, hook: Mapping[str, Any]) -> _Address:
+        seconds = hook["timeout"]
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._files, _address, hook)
+        except TimeoutError as error:
+            raise InvalidError(f"urlFile or tokenFile could not be read within {seconds:g} s") from error
 
     async def close(self) -> None:
         """End every connection."""
+        self._files.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             await self._client.aclose()
 
@@ -70,20 +106,23 @@ def _client() -> httpx.AsyncClient:
     return httpx.AsyncClient(follow_redirects=False, timeout=None, limits=httpx.Limits(max_connections=32))  # noqa: S113 - each call has a deadline
 
 
-def _address(hook: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """URL and headers. Raises InvalidError where a file with one of them cannot be used."""
-    headers = {"content-type": CONTENT_TYPE}
-    if hook["tokenFile"]:
-        headers["authorization"] = f"Bearer {_first_line('tokenFile', hook['tokenFile'])}"
+def _address(hook: Mapping[str, Any]) -> _Address:
+    """Raises InvalidError where a file with a part of it cannot be used."""
+    token = _first_line("tokenFile", hook["tokenFile"]) if hook["tokenFile"] else None
     url = _first_line("urlFile", hook["urlFile"]) if hook["urlFile"] else hook["url"]
     if not url.startswith(("http://", "https://")):
         raise InvalidError(f"urlFile: what stands in {hook['urlFile']} is no http: or https: URL")
-    return url, headers
+    return _Address(url, token)
 
 
 def _first_line(key: str, file: str) -> str:
     try:
-        with Path(file).open("rb") as opened:
+        handle = os.open(
+            file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # of a pipe nobody may ever write anything
+        with os.fdopen(handle, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise InvalidError(f"{key}: {file}: is no regular file")
             text = opened.read(MAX_SECRET).decode("ascii")
     except OSError as error:
         raise InvalidError(f"{key}: {file}: cannot be read: {error.strerror or error}") from error
@@ -96,7 +135,7 @@ def _first_line(key: str, file: str) -> str:
 
 
 async def _tried_again(
-    client: httpx.AsyncClient, hook: Mapping[str, Any], url: str, headers: dict[str, str], event: bytes
+    client: httpx.AsyncClient, hook: Mapping[str, Any], address: _Address, event: bytes
 ) -> Answer:
     from tenacity import (  # noqa: PLC0415 - as httpx
         AsyncRetrying,
@@ -111,39 +150,37 @@ async def _tried_again(
         retry=retry_if_exception_type(_FailedError),
         reraise=True,
     )
-    answer: Answer = await tries(_once, client, hook["timeout"], url, headers, event)
+    answer: Answer = await tries(_once, client, hook["timeout"], address, event)
     return answer
 
 
-async def _once(
-    client: httpx.AsyncClient, seconds: float, url: str, headers: dict[str, str], event: bytes
-) -> Answer:
+async def _once(client: httpx.AsyncClient, seconds: float, address: _Address, event: bytes) -> Answer:
     import httpx  # noqa: PLC0415 - as above
 
     body = b""
     try:
         async with (
             asyncio.timeout(seconds),
-            client.stream("POST", url, headers=headers, content=event) as response,
+            client.stream("POST", address.url, headers=address.headers, content=event) as response,
         ):
-            async for piece in response.aiter_bytes(MAX_ANSWER):
+            plain = response.headers.get("content-encoding", "identity") == "identity"
+            async for piece in response.aiter_raw(MAX_ANSWER):
                 body += piece
-                if len(body) >= MAX_ANSWER:
+                if len(body) >= MAX_ANSWER or not plain:
                     break
     except TimeoutError as error:
         raise _FailedError(f"no answer within {seconds:g} s") from error
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise InvalidError("its URL is none") from error
     except httpx.HTTPError as error:
-        words = str(error)
         raise _FailedError(
-            f"cannot be reached: {'' if url in words else words or type(error).__name__}"
+            f"cannot be reached: {address.without(str(error)) or type(error).__name__}"
         ) from error
-    return _read(response.status_code, response.headers.get("content-type", ""), body[:MAX_ANSWER])
+    kind = response.headers.get("content-type", "") if plain else ""
+    return _read(response.status_code, address.without(_said(kind, body[:MAX_ANSWER])))
 
 
-def _read(status: int, content_type: str, body: bytes) -> Answer:
-    said = _said(content_type, body)
+def _read(status: int, said: str) -> Answer:
     words = f"answered {status}{f': {said}' if said else ''}"
     if 200 <= status < 300:
         return Answer(agreed=True, refused=False, words=said or words)

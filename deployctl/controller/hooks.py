@@ -12,7 +12,7 @@ import sys
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -26,6 +26,9 @@ TOLD = frozenset({HookType.EVENT, HookType.POST_ROLLOUT})
 """Types that are told, in order, and never asked."""
 
 ENDS = frozenset({Kind.PROMOTED, Kind.ROLLED_BACK, Kind.RETIRED})
+
+LOOK_SECONDS = 10.0
+"""How often is looked after tasks that ended by a fault, where nothing happens meanwhile."""
 
 LONGEST_PAUSE, GIVE_UP_SECONDS = 300.0, 24 * 3600.0
 """Seconds between two tries to tell, and after which an event that nobody takes is given up."""
@@ -59,25 +62,45 @@ class _Seen:
     given_up: int = 0
 
 
+class Question(NamedTuple):
+    """What one webhook is asked. What may roll back is asked the same through all steps: an answer that takes longer than one counts."""
+
+    rollout: str
+    step: int | None
+    name: str
+
+    @classmethod
+    def of(cls, rollout: Rollout, hook: Hook) -> Question:
+        return cls(rollout.id, None if hook.type is HookType.ROLLBACK else rollout.step, hook.name)
+
+    @property
+    def id(self) -> str:
+        """The same whenever it is asked again."""
+        return "/".join(str(part) for part in self if part is not None)
+
+
 class Hooks:
     """The webhooks of one service: one task for each that is asked or told."""
 
     def __init__(self, controller: Controller, calls: Calls) -> None:
         self._controller = controller
         self._calls = calls
-        self._asking: dict[tuple[str, int, str], asyncio.Task[None]] = {}
-        self._telling: dict[str, asyncio.Task[None]] = {}
+        self._asking: dict[Question, asyncio.Task[None]] = {}
+        self._telling: dict[tuple[str, HookType], asyncio.Task[None]] = {}
+        self._begun = False
         self._seen: dict[str, _Seen] = {}
         self._told_until = _read_cursor(controller)
 
     async def run(self) -> None:
-        """Ask and tell until this task is cancelled; what there is to ask changes with events only."""
+        """Ask and tell until this task is cancelled; what there is to ask changes with events."""
         try:
             while True:
                 news = self._controller.news
                 self._see_to_asking()
                 self._see_to_telling()
-                await news.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await news.wait()
         finally:
             for task in (*self._asking.values(), *self._telling.values()):
                 task.cancel()
@@ -113,9 +136,7 @@ class Hooks:
     def _see_to_asking(self) -> None:
         service = self._controller.service
         rollout = service.rollout if service else None
-        wanted = (
-            {(rollout.id, rollout.step, hook.name): hook for hook in hooks_to_ask(rollout)} if rollout else {}
-        )
+        wanted = {Question.of(rollout, hook): hook for hook in hooks_to_ask(rollout)} if rollout else {}
         for key in [key for key, task in self._asking.items() if key not in wanted or task.done()]:
             self._asking.pop(key).cancel()
         for key, hook in wanted.items():
@@ -123,9 +144,8 @@ class Hooks:
                 self._seen[hook.name] = _Seen()
                 self._asking[key] = _begun(self._ask(key, hook))
 
-    async def _ask(self, key: tuple[str, int, str], hook: Hook) -> None:
+    async def _ask(self, key: Question, hook: Hook) -> None:
         """Ask until it agrees; the task is cancelled when nobody waits for it any more."""
-        rollout, step, _ = key
         seen = self._seen[hook.name]
         while True:
             target = self._target(hook.name)
@@ -134,7 +154,7 @@ class Hooks:
             seen.last = answer.words
             if answer.agreed:
                 try:
-                    self._controller.on_agreed(rollout, step, hook, answer.words)
+                    self._controller.on_agreed(key.rollout, key.step, hook, answer.words)
                 except DeployctlError as error:  # a full disk, say: it is asked again
                     seen.last = str(error)
                     sys.stderr.write(f"deployctl: webhook {hook.name}: {error}\n")
@@ -145,7 +165,7 @@ class Hooks:
     def _target(self, name: str) -> Mapping[str, Any]:
         return next(hook for hook in self._controller.webhooks if hook["name"] == name)
 
-    def _question(self, key: tuple[str, int, str], hook: Hook, target: Mapping[str, Any]) -> bytes:
+    def _question(self, key: Question, hook: Hook, target: Mapping[str, Any]) -> bytes:
         controller = self._controller
         rollout = controller.last
         verdict = controller.full_verdict()
@@ -154,7 +174,7 @@ class Hooks:
             controller,
             rollout,
             target,
-            identity="/".join(map(str, key)),
+            identity=key.id,
             kind=f"webhook.{hook.type.value}",
             time=controller.wall(),
             text=f"{words}: {verdict.reason}",
@@ -164,14 +184,24 @@ class Hooks:
     # ── telling ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _see_to_telling(self) -> None:
-        wanted = {hook["name"]: HookType(hook["type"]) for hook in self._controller.webhooks}
-        wanted = {name: kind for name, kind in wanted.items() if kind in TOLD}
-        for name in [name for name, task in self._telling.items() if name not in wanted or task.done()]:
-            self._telling.pop(name).cancel()
-        for name, kind in wanted.items():
-            if name not in self._telling:
-                self._told_until.setdefault(name, self._controller.last_began - 1)
-                self._telling[name] = _begun(self._tell(name, kind))
+        every = ((hook["name"], HookType(hook["type"])) for hook in self._controller.webhooks)
+        wanted = [(name, kind) for name, kind in every if kind in TOLD]
+        for name, kind in [key for key in self._telling if key not in wanted]:
+            if (untold := sum(1 for _ in self._untold(name, kind))) > 0:
+                words = (
+                    f"webhook {name} was not told of {untold} events: no manifest in force names it any more"
+                )
+                sys.stderr.write(f"deployctl: {words}\n")
+            self._telling.pop((name, kind)).cancel()
+        for key in wanted:
+            name = key[0]
+            if key not in self._telling:
+                if self._begun or name not in self._told_until:  # what was before it came is nothing to it
+                    self._told_until[name] = self._controller.last_began - 1
+                self._telling[key] = _begun(self._tell(*key))
+            elif self._telling[key].done():
+                self._telling[key] = _begun(self._tell(*key))
+        self._begun = True
 
     def _untold(self, name: str, kind: HookType) -> Iterator[tuple[Event, Rollout]]:
         """What this webhook is to be told yet, of the rollouts that the service remembers."""
@@ -287,9 +317,10 @@ def _read_cursor(controller: Controller) -> dict[str, int]:
         found = json.loads(controller.home.webhooks.read_bytes())
     except (OSError, ValueError):
         return {}
-    return (
-        {name: seq for name, seq in found.items() if isinstance(seq, int)} if isinstance(found, dict) else {}
-    )
+    if not isinstance(found, dict):
+        return {}
+    # A journal that was recovered is shorter than it was.
+    return {name: min(seq, controller.last_seq) for name, seq in found.items() if isinstance(seq, int)}
 
 
 def _keep_cursor(controller: Controller, told_until: dict[str, int]) -> None:

@@ -559,6 +559,11 @@ class Controller:
         return self._news
 
     @property
+    def last_seq(self) -> int:
+        """The number of the journal's last record."""
+        return self._seq
+
+    @property
     def last_began(self) -> int:
         """The journal's number of the last rollout's first event, or of the next record where there is none yet."""
         rollout = self.service.rollout if self.service else None
@@ -653,13 +658,13 @@ class Controller:
         if self.course is not None:
             self.course.settle(at)
 
-    def on_agreed(self, rollout_id: str, step: int, hook: Hook, words: str) -> None:
-        """A webhook that was asked at this step has agreed; nothing happens where nobody waits for it any more.
+    def on_agreed(self, rollout_id: str, step: int | None, hook: Hook, words: str) -> None:
+        """A webhook that was asked at this step (None: at any) has agreed; nothing happens where nobody waits for it any more.
 
         Raises UnavailableError where that cannot be written down.
         """
         at = self.order_time()
-        if self.broken is not None or (self.last.id, self.last.step) != (rollout_id, step):
+        if self.broken is not None or self.last.id != rollout_id or step not in {None, self.last.step}:
             return
         event = answered(self.last, hook, at, words)
         if event is None:

@@ -383,10 +383,12 @@ def _judge_one(rollout: Rollout, verdict: Verdict, now: float) -> Event | None:
     """The next of several candidates of which enough is known; the last one retires the rollout."""
     done = {one.version for one in rollout.judged}
     left = [one for one in verdict.candidates if one.version not in done]
-    known = next((one for one in left if one.result is not Result.INCONCLUSIVE), None)
+    held = rollout.phase is Phase.PAUSED or bool(
+        _missing(rollout, *CHECKS)
+    )  # then nothing passes, and harm is harm
+    counts = {Result.FAIL} if held else {Result.FAIL, Result.PASS}
+    known = next((one for one in left if one.result in counts), None)
     if known is None or rollout.phase is Phase.PENDING:
-        return None
-    if known.result is Result.PASS and (rollout.phase is Phase.PAUSED or _missing(rollout, *CHECKS)):
         return None
     if len(left) == 1:
         return _end(rollout, rollout.plan.failed, now, Cause.EVIDENCE, _of_all(rollout, verdict))
@@ -421,6 +423,8 @@ def _decide_step(rollout: Rollout, verdict: Verdict, now: float) -> Event | None
     if now < dwell_ends(rollout):
         return None
     if step.gate is None:
+        if (event := _await_confirmation(rollout, now, None)) is not None:
+            return event
         words = "there is no gate before the switch; a person promotes"
         return Event(0, Kind.AWAITED, now, "controller", Cause.TIME, words)
     if verdict.result is not Result.PASS:
@@ -428,11 +432,11 @@ def _decide_step(rollout: Rollout, verdict: Verdict, now: float) -> Event | None
     if checks := _missing(rollout, *CHECKS):
         undecided = replace(verdict, result=Result.INCONCLUSIVE, reason=_not_agreed(checks))
         return _inconclusive_if_late(rollout, undecided, now)
+    if (event := _await_confirmation(rollout, now, verdict)) is not None:
+        return event
     if step.awaits_person:
         words = f"the gate at {step.weight:g} % is passed; a person promotes"
         return Event(0, Kind.AWAITED, now, "gate", Cause.EVIDENCE, words, verdict=verdict)
-    if (event := _await_confirmation(rollout, now, verdict)) is not None:
-        return event
     return pass_step(rollout, now, "gate", Cause.EVIDENCE, verdict.reason, verdict)
 
 
@@ -635,10 +639,8 @@ def _resume(rollout: Rollout, event: Event) -> Rollout:
 
 
 def _await(rollout: Rollout, event: Event) -> Rollout:
-    """A step of which the manifest says that a person passes it is theirs, whoever else would have to agree."""
-    step = rollout.current
-    by_hand = step is not None and (step.awaits_person or step.gate is None)
-    return _wait("webhook" if not by_hand and _confirmations(rollout) else "person")(rollout, event)
+    """Whoever else must agree does so first: the last word is a person's, where the manifest says so."""
+    return _wait("webhook" if _confirmations(rollout) else "person")(rollout, event)
 
 
 def _approve(rollout: Rollout, event: Event) -> Rollout:

@@ -176,6 +176,10 @@ def test_a_check_holds_the_end_of_a_shadow_of_several_candidates():
     assert decide(rollout, passed, None, 30.0) is None
     agreed = apply(rollout, replace(answered(rollout, CHECK, 30.0, "yes"), seq=3))
     assert decide(agreed, passed, None, 30.0).kind is Kind.JUDGED
+    one, other = passed.candidates
+    harm = replace(passed, candidates=(one, replace(other, result=Result.FAIL)))
+    judged = decide(rollout, harm, None, 30.0)
+    assert (judged.kind, judged.version) == (Kind.JUDGED, "3"), "a pass that waits hides no harm"
 
 
 def test_a_check_holds_a_shadow():
@@ -216,10 +220,22 @@ def test_a_pause_of_a_person_outlasts_an_approval():
     assert machine.watch(1).rollout.step == 1
 
 
-def test_a_step_that_is_a_persons_waits_for_nobody_else():
+def test_a_person_has_the_last_word_where_the_manifest_says_so():
     machine = Machine(canary(CanaryStep(5, awaits_person=True), 50), MORE).watch(15)
+    assert machine.rollout.waits_for == "webhook"
+    assert machine.agree(MORE)
+    assert (machine.rollout.waits_for, machine.rollout.step) == ("person", 0)
+    machine.happen(pass_step(machine.rollout, machine.now, "person:ann", Cause.PERSON, "by hand"))
+    assert machine.rollout.step == 1
+
+
+def test_a_switch_by_hand_waits_for_webhooks_first():
+    plan = blue_green(by_hand=True)
+    unseen = replace(plan, steps=(replace(plan.steps[0], gate=None, mirror=0.0), plan.steps[1]))
+    machine = Machine(unseen, MORE).watch(15)
+    assert (machine.rollout.waits_for, machine.rollout.weight) == ("webhook", 0)
+    assert machine.agree(MORE)
     assert machine.rollout.waits_for == "person"
-    assert not machine.agree(MORE)
 
 
 def test_the_switch_of_a_blue_green_is_an_increase():
