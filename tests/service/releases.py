@@ -22,9 +22,12 @@ def install(folder, release, **changes):
     for name, (before, after) in changes.items():
         _change(package / f"{name.replace('__', '/')}.py", before, after)
     python = folder / "bin" / "python"
-    _, _, script = Path(sys.executable).with_name("deployctl").read_text().partition("\n")
+    script = Path(sys.executable).with_name("deployctl").read_text()
     console_script = python.with_name("deployctl")
-    console_script.write_text(f"#!{python}\n{script}")
+    # As pip writes it where the path has spaces: the kernel's own line cannot have any.
+    console_script.write_text(
+        f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n{script[script.index('import sys') :]}"
+    )
     console_script.chmod(0o755)
     return python
 
