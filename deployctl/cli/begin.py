@@ -60,6 +60,7 @@ def _begin(file: str, strategy: str, wanted: Wanted, account: Account) -> int:
             _start_if_wanted(service, manifest, up=wanted.up)
             path = str(Path(file).absolute())
             digests = digests_for(service, manifest, path)
+            service.client().close()  # what it imports takes longer than all the rest of the order
     except StoppedError as stopped:
         account.cancelled, account.message = stopped.by, "No rollout was begun."
         last_words(f"deployctl: {stopped.by}: no rollout was begun")
@@ -154,7 +155,7 @@ class Beginning:
         if self.answer.get("rollout") is None:
             last_words(f"{cancelled.by}: {self.service.name}: {self.answer.get('message')}")
             return Exit.DONE
-        return undo(self.service, cancelled, self.signals)
+        return undo(self.service, self.account.rollout, cancelled, self.signals)
 
     def _is_called_off(self) -> bool:
         try:

@@ -100,11 +100,12 @@ def follow(following: Following, arrivals: Arrivals, signals: Signals) -> Exit:
         return watcher.unheard(error)
 
 
-def undo(service: Service, cancelled: Cancelled, signals: Signals) -> Exit:
-    """Roll back what a cancelled command began or followed, whatever other signals come meanwhile."""
+def undo(service: Service, rollout: str, cancelled: Cancelled, signals: Signals) -> Exit:
+    """Roll back what a cancelled command began or followed, and nobody else's, whatever other signals come meanwhile."""
     reason = f"the command that followed it was cancelled ({cancelled.by})"
+    order = {"by": person(), "reason": reason, "to": None, "rollout": rollout}
     with signals.deaf():
-        answer = service.post("/v1/rollback", {"by": person(), "reason": reason, "to": None})
+        answer = service.post("/v1/rollback", order)
     last_words(f"{cancelled.by}: {service.name}: {answer.get('message')}")
     return Exit.ROLLED_BACK if answer.get("changed") or answer.get("phase") == "rolled_back" else Exit.DONE
 
@@ -182,7 +183,7 @@ class _Watcher:
                 last_words(f"why: deployctl explain {following.service.name} --rollout {following.rollout}")
             return code
         if following.rollback_on_cancel and self._cancelled.by.startswith("SIG"):
-            return undo(following.service, self._cancelled, self._signals)
+            return undo(following.service, following.rollout, self._cancelled, self._signals)
         last_words(f"deployctl: {self._cancelled.by}: {self._goes_on}")
         return code
 
@@ -247,12 +248,18 @@ def in_background(read: Callable[[], None], arrivals: Arrivals) -> None:
 
 def _read_events(service: Service, rollout: str, arrivals: Arrivals) -> None:
     """Every event once and in order, across restarts of the controller."""
-    after, gone_since, missed = 0, None, False
+    after = 0
+    gone_since: float | None = None
+    missed = False
+
+    def answered() -> None:
+        nonlocal gone_since, missed
+        gone_since, missed = None, False
+
     while True:
         try:
             with service.client() as client:
-                for event in client.stream(f"/v1/rollouts/{rollout}/events?after={after}"):
-                    gone_since, missed = None, False
+                for event in client.stream(f"/v1/rollouts/{rollout}/events?after={after}", answered=answered):
                     seq = int(event.get("seq") or after + 1)
                     if seq > after:
                         after = seq

@@ -158,8 +158,9 @@ class Api:
         return self._changed(self._commands.call_off(_text(request, "by"), _text(request, "ticket")))
 
     async def _rollback(self, request: admin.AdminRequest) -> dict[str, Any]:
-        reason, to = request.body.get("reason") or "", request.body.get("to")
-        return self._changed(await self._commands.rollback(_text(request, "by"), str(reason), to))
+        reason, to, only = (request.body.get(key) for key in ("reason", "to", "rollout"))
+        by = _text(request, "by")
+        return self._changed(await self._commands.rollback(by, str(reason or ""), to, only))
 
     async def _promote(self, request: admin.AdminRequest) -> dict[str, Any]:
         reason, full = request.body.get("reason") or "", bool(request.body.get("full"))

@@ -10,6 +10,7 @@ import resource
 import secrets
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -50,11 +51,14 @@ from deployctl.traffic import BACKENDS
 LOAD_SECONDS = 60.0
 """How long a model may take to load, warm up and report."""
 
-SPARE_FILES = 256
-"""Files that a router has open beside its callers' connections, at most."""
+SPARE_FILES = 1024 + 256
+"""Files that a router has open beside its callers' connections, at most: those who are told that they are too many, and its own."""
 
 Digests = Mapping[str, str]
 """The digests of fetched models by their places in the manifest."""
+
+MAX_CALLED_OFF = 64
+"""Orders that were called off and may still be on their way."""
 
 CONFIRM_SECONDS = 20.0
 """How long it may take until the routers read back what is written down, a worker that has to come back included, before a person
@@ -97,6 +101,7 @@ class Commands:
         self._supervisor = supervisor
         self._starting = asyncio.Lock()
         self._beginning: Beginning | None = None
+        self._called_off: deque[str] = deque(maxlen=MAX_CALLED_OFF)
         self.confirm_seconds = CONFIRM_SECONDS
         self.token: Callable[[], str] = partial(secrets.token_hex, 3)
         self.read: Callable[[bytes, Path], Awaitable[Manifest]] = read_manifest
@@ -222,6 +227,8 @@ class Commands:
         if manifest.candidate is None or manifest.strategy is None:
             raise InvalidError(f"{path}: no candidate and strategy in it: nothing to roll out")
         async with self._starting:
+            if ticket in self._called_off:
+                raise ConflictError(f"the rollout of version {manifest.candidate.version} was called off")
             try:
                 return await self._start(manifest, by, digests or {}, ticket)
             finally:
@@ -457,14 +464,22 @@ class Commands:
         )
         return controller.last
 
-    async def rollback(self, by: str, reason: str, to: str | None) -> Changed:
-        """At once: during a rollout back to the baseline, after a promotion back to the version before."""
+    async def rollback(self, by: str, reason: str, to: str | None, only: str | None = None) -> Changed:
+        """At once: during a rollout back to the baseline, after a promotion back to the version before.
+
+        With `only` nothing but this rollout is ended, and not when it is finished: whoever orders it is no person who looks.
+        """
         if to is not None:
             return await self._rollback_to(to, by, reason)
         controller = self._controller
         now = controller.order_time()
         assert controller.service is not None
         rollout = controller.service.rollout
+        if only is not None and rollout is not None and (rollout.id != only or rollout.finished):
+            words = (
+                f"rollout {only} is over" if rollout.id == only else f"rollout {rollout.id} has begun since"
+            )
+            return Changed(changed=False, message=f"nothing was rolled back: {words}", rollout=rollout)
         if rollout is None or rollout.phase in {Phase.ROLLED_BACK, Phase.RETIRED}:
             live = controller.service.live
             words = "nothing to roll back"
@@ -506,13 +521,15 @@ class Commands:
         return Changed(changed=True, message=message, rollout=controller.last)
 
     def call_off(self, by: str, ticket: str) -> Changed:
-        """The order of this ticket, as long as its candidate is being loaded; any other goes on."""
-        mine = self._beginning is not None and self._beginning.ticket == ticket != ""
+        """The order of this ticket, as long as it waits for its turn or its candidate is being loaded; any other goes on."""
+        if not ticket:
+            return Changed(changed=False, message="nothing to call off", rollout=None)
+        self._called_off.append(ticket)
+        mine = self._beginning is not None and self._beginning.ticket == ticket
         if mine and (version := self._call_off(by)) is not None:
-            return Changed(
-                changed=True, message=f"the rollout of version {version.version} does not begin", rollout=None
-            )
-        return Changed(changed=False, message="nothing to call off", rollout=None)
+            words = f"the rollout of version {version.version} does not begin"
+            return Changed(changed=True, message=words, rollout=None)
+        return Changed(changed=True, message="it does not begin, unless it has begun already", rollout=None)
 
     def _call_off(self, by: str) -> Version | None:
         """No rollout begins whose candidate is still being loaded; gives that candidate."""

@@ -26,7 +26,7 @@ IMPORT_SECONDS = 30.0
 CONNECTIONS = 1024
 """Callers that one router takes at a time, where the manifest says nothing else."""
 
-FILES_BESIDE = 256
+FILES_BESIDE = 1024 + 256
 """For its workers, its orders and callers that are on their way."""
 
 LEAST_MEMORY = 512 << 20

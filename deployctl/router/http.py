@@ -28,6 +28,7 @@ ANSWERS = {status.value for status in HTTPStatus if status >= 200} - {204, 205, 
 """Every status that an answer with a body may have."""
 _SLICE = 16 * 1024  # fed to the parser at once, so that few pipelined requests are parsed before their turn
 _SWEEP = 0.25  # seconds between two looks at the clock; time-outs come early by up to this, never late
+_TURNED_AWAY = 1024  # who comes too many and is told so; more than these are cut off
 _AT_ONCE = 256  # connections that are looked at in one go
 _LINGER = 2.0  # seconds in which a refused client may read the reason before its unread bytes cause a reset
 
@@ -185,7 +186,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self.secure = transport.get_extra_info("sslcontext") is not None
         self._deadline = monotonic() + (self._limits.idle if self._inherited else self._limits.patience)
-        if len(self._all.open) >= 2 * self._limits.connections:
+        limit = self._limits.connections
+        if len(self._all.open) >= limit + min(limit, _TURNED_AWAY):
             self._transport.abort()
             return
         self._all.open.add(self)

@@ -342,8 +342,12 @@ class AdminClient:
         """Change something. `again=False` for what must not be sent twice when the controller dies over it."""
         return self._call("POST", path, body, timeout, again=again)
 
-    def stream(self, path: str, *, timeout: float = CONNECT_SECONDS) -> Iterator[dict[str, Any]]:
-        """Documents as they come, until the service ends the stream; UnavailableError when it breaks off."""
+    def stream(
+        self, path: str, *, timeout: float = CONNECT_SECONDS, answered: Callable[[], None] = lambda: None
+    ) -> Iterator[dict[str, Any]]:
+        """Documents as they come, until the service ends the stream; UnavailableError when it breaks off. `answered` is called when it
+        has begun, which may be long before the first of them.
+        """
         import httpx  # noqa: PLC0415 - as above
 
         limits = httpx.Timeout(timeout, read=max(timeout, 3 * HEARTBEAT_SECONDS))
@@ -353,6 +357,7 @@ class AdminClient:
                 if response.status_code >= 400:
                     response.read()
                     raise _error_of(response)
+                answered()
                 for text in response.iter_lines():
                     if text.strip():
                         yield msgspec.json.decode(text)

@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from cli_rig import METRIC, ROOT, STAND_IN, Cli, Playing, status_of, wait_for
+from cli_rig import METRIC, ROOT, Cli, Playing, status_of, wait_for
 
-from deployctl.statedir import ServiceHome, running_pid
+from deployctl.statedir import ServiceHome
 from deployctl.wire.admin import AdminClient
 
 PICTURES = ROOT / "tests" / "pictures"
@@ -96,20 +96,15 @@ def terminals(tmp_path_factory):
         with AdminClient(real) as client:
             wait_for(lambda: client.get("/v1/status")["weight"] == 20)
         ServiceHome(cli.state, "old").lock().release()
-        home = ServiceHome(cli.state, "lines")
-        home.create()
-        (home.path / "events.jsonl").touch()
-        process = subprocess.Popen([sys.executable, str(STAND_IN), short, "lines"], env=cli.environment())
-        Playing(home, process).reply("GET /v1/status", status_of("lines", **PLAYED))
-        wait_for(lambda: running_pid(home) and (home.path / "controller.pid").exists())
+        playing = Playing.of(cli, "lines")
+        playing.reply("GET /v1/status", status_of("lines", **PLAYED))
         terminals = Terminals(cli, folder)
         try:
             _open_all(terminals)
             yield terminals
         finally:
             terminals.close()
-            process.terminate()
-            process.wait()
+            playing.end()
             cli("down", "digits")
 
 

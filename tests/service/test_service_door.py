@@ -288,7 +288,7 @@ def test_a_router_keeps_as_many_callers_as_the_manifest_says_and_turns_the_next_
     _, may = resource.getrlimit(resource.RLIMIT_NOFILE)
     too_many = box.manifest(name="too-many", service={"limits": {"connections": 100_000}})
     if may < 100_000:
-        box.run("up", too_many, "--detach").refused(8, "limits.connections", "ulimit -Hn 100256")
+        box.run("up", too_many, "--detach").refused(8, "limits.connections", "ulimit -Hn 101280")
     try:
         box.up()
         host, port = box.url.removeprefix("http://").split(":")
