@@ -17,6 +17,8 @@ class Receiver(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers = [(200, "text/plain", b"")]
         self.by_path = {}
+        self.packed = None
+        """What the answer says of how it is packed."""
         self.came = []
         """(path, headers, body) of each call."""
         self.over = threading.Event()
@@ -55,6 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(status)
         self.send_header("content-type", kind)
+        if receiver.packed:
+            self.send_header("content-encoding", receiver.packed)
         if status == 302:
             self.send_header("location", receiver.url)
         self.send_header("content-length", str(len(answer)))

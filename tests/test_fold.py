@@ -56,6 +56,13 @@ def test_a_start_that_cannot_be_read_is_refused_as_well(records):
         service_of([{**records[0], "version": {"name": "1"}}, *records[1:]], PATH)
 
 
+def test_a_plan_with_a_part_that_is_not_known_is_refused(records):
+    at, start = next((at, one) for at, one in enumerate(records) if (one.get("event") or {}).get("plan"))
+    planned = {**start, "event": {**start["event"], "plan": {**start["event"]["plan"], "quorum": 2}}}
+    with pytest.raises(IntegrityError, match="a plan with 'quorum'"):
+        service_of([*records[:at], planned, *records[at + 1 :]], PATH)
+
+
 def test_what_a_newer_release_only_adds_to_an_event_is_left_out(records):
     last = records[-1]
     assert service_of(

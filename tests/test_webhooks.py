@@ -1,7 +1,10 @@
 """One call to a webhook, against a real server on loopback."""
 
 import asyncio
+import gzip
 import json
+import os
+import resource
 import socket
 import subprocess
 import sys
@@ -190,6 +193,57 @@ def test_a_file_with_nothing_to_send_is_said(receiver, tmp_path, content):
     assert receiver.came == []
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_is_packed_is_not_unpacked(receiver, times):
+    body, packed = b"fine by kim\n" + bytes(50_000_000), ", ".join(times * ["gzip"])
+    for _ in range(times):
+        body = gzip.compress(body)
+    receiver.packed, receiver.answers = packed, [(200, "text/plain", body)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (answer,) = call(hook(receiver.url))
+    assert (answer.agreed, answer.words) == (True, "answered 200")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+    assert {name.lower(): value for name, value in receiver.came[0][1].items()}[
+        "accept-encoding"
+    ] == "identity"
+
+
+def test_a_secret_that_comes_back_is_not_repeated(receiver, tmp_path):
+    (tmp_path / "token").write_text("t0p-secret")
+    said = f"no route for {receiver.url} (/hook?secret=swordfish) with Bearer t0p-secret"
+    receiver.answers = [(404, "text/plain", said.encode())]
+    (answer,) = call(hook(receiver.url, tokenFile=str(tmp_path / "token")))
+    assert "swordfish" not in answer.words
+    assert "t0p-secret" not in answer.words
+    assert answer.words.startswith("answered 404: no route for [redacted]")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_said_and_not_waited_for(receiver, tmp_path):
+    os.mkfifo(tmp_path / "address")
+    (answer,) = call(hook(urlFile=str(tmp_path / "address")))
+    assert (answer.agreed, answer.words) == (False, f"urlFile: {tmp_path / 'address'}: is no regular file")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "url"),
+    [
+        ("SSL_CERT_FILE", "/no/such/file", None),
+        ("ALL_PROXY", "socks5://127.0.0.1:1", None),
+        ("HTTP_PROXY", "ftp://127.0.0.1:1", None),
+        ("UNUSED", "", "http://xn--a/"),
+    ],
+)
+def test_whatever_a_library_makes_of_the_environment_is_no_agreement(
+    monkeypatch, receiver, tmp_path, variable, value, url
+):
+    (tmp_path / "address").write_text(url or receiver.url)
+    monkeypatch.setenv(variable, value)
+    (answer,) = call(hook(urlFile=str(tmp_path / "address"), retries=0))
+    assert not answer.agreed
+    assert answer.words
+    assert "swordfish" not in answer.words
+
+
 def test_redirects_are_not_followed(receiver):
     receiver.answers = [(302, "text/plain", b""), (200, "text/plain", b"")]
     (answer,) = call(hook(receiver.url))
@@ -208,21 +262,19 @@ def test_the_desk_of_the_examples_says_yes_when_a_person_does():
                 {"id": "a/1/ask", "subject": "a", "text": "a: confirm", "time": "now"}
             ).encode()
             ask = hook(f"{url}/ask", retries=0)
-            first, yes, second, third, told, bad = call(
-                *(ask, hook(f"{url}/yes/a"), ask, ask, hook(f"{url}/tell"), hook(f"{url}/no")), event=event
+            early, first, yes, second, again, told, bad = call(
+                hook(f"{url}/yes/a/1/ask", retries=0),
+                *(ask, hook(f"{url}/yes/a/1/ask"), ask, ask, hook(f"{url}/tell"), hook(f"{url}/no")),
+                event=event,
             )
-            assert [one.agreed for one in (first, yes, second, third, told, bad)] == [
-                False,
-                True,
-                True,
-                False,
-                True,
-                False,
-            ]
+            said = [one.agreed for one in (early, first, yes, second, again, told, bad)]
+            assert said == [False, False, True, True, True, True, False]
+            (other,) = call(ask, event=event.replace(b"a/1", b"a/2"))
+            assert not other.agreed, "a yes to one step is none to the next"
             assert first.words == "answered 403: nobody has said yes yet"
             assert [desk.stdout.readline().strip() for _ in range(3)] == [
                 "a: confirm",
-                f"yes: curl --data WHO {url}/yes/a",
+                f"yes: curl --data WHO {url}/yes/a/1/ask",
                 "now  a: confirm",
             ]
         finally:

@@ -6,13 +6,14 @@ The one rule: what this release does not know it refuses. A record that is skipp
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from deployctl import __version__
-from deployctl.core.plan import Version
+from deployctl.core.plan import Plan, Version
 from deployctl.core.rollout import Event, IllegalEventError, Rollout
 from deployctl.core.service import Service, serve, with_event
 from deployctl.errors import IntegrityError
@@ -79,7 +80,17 @@ def stories(records: Iterable[Record], path: Path) -> dict[str, Story]:
     return found
 
 
+PLANNED = frozenset(one.name for one in fields(Plan))
+"""What this release knows to be in a plan."""
+
+
 def _event(record: Record, path: Path) -> Event:
+    event = record.get("event")
+    plan = event.get("plan") if isinstance(event, Mapping) else None
+    if isinstance(plan, Mapping) and (
+        unknown := {*plan} - PLANNED
+    ):  # a gate that we would pass without a look
+        raise _unknown(path, record, f"a plan with {', '.join(sorted(map(repr, unknown)))}")
     try:
         return msgspec.convert({**record["event"], "seq": record["seq"], "wall": record["wall"]}, Event)
     except (msgspec.ValidationError, KeyError, TypeError) as error:

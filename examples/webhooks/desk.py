@@ -1,10 +1,10 @@
 """An approval desk on one page of Python: rollouts ask here, a person says yes, and whatever is told is printed.
 
     python examples/webhooks/desk.py --port 8099
-    curl --data 'signed off by kim' http://127.0.0.1:8099/yes/digits-3-0c5a41
+    curl --data 'signed off by kim' http://127.0.0.1:8099/yes/digits-3-0c5a41/2/sign-off
 
-A question (POST /ask) is answered 403 until somebody has said yes to its rollout, at this step; what is told (POST /tell) is printed. It listens on
-loopback only and asks nobody for a password: put what you trust people by in front of it.
+A question (POST /ask) is answered 403 until somebody has said yes to it, by the id that is printed with it: rollout, step, name. What is told (POST /tell) is
+printed. It listens on loopback only and asks nobody for a password: put what you trust people by in front of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_BODY = 1 << 20
 
 
 class Desk(ThreadingHTTPServer):
-    """`said` is who said yes, by rollout: used up by the first question after it."""
+    """`said` is who said yes to which question; it stays said, as an answer may be lost and is asked for again."""
 
     daemon_threads = True
 
@@ -29,12 +29,12 @@ class Desk(ThreadingHTTPServer):
 
     def ask(self, event: dict[str, str]) -> tuple[int, str]:
         """The answer to one question; it is shown when it is new."""
-        if (words := self.said.pop(event["subject"], None)) is not None:
+        if (words := self.said.get(event["id"])) is not None:
             return 200, words
         if event["id"] not in self.asked:
             self.asked.add(event["id"])
             print(
-                f"{event['text']}\n  yes: curl --data WHO http://127.0.0.1:{self.server_port}/yes/{event['subject']}",
+                f"{event['text']}\n  yes: curl --data WHO http://127.0.0.1:{self.server_port}/yes/{event['id']}",
                 flush=True,
             )
         return 403, "nobody has said yes yet"
@@ -43,9 +43,11 @@ class Desk(ThreadingHTTPServer):
         print(f"{event['time']}  {event['text']}", flush=True)
         return 204, ""
 
-    def yes(self, rollout: str, words: str) -> tuple[int, str]:
-        self.said[rollout] = words or "yes"
-        return 200, f"noted for {rollout}\n"
+    def yes(self, question: str, words: str) -> tuple[int, str]:
+        if question not in self.asked:
+            return 404, f"nobody has asked {question}\n"
+        self.said[question] = words or "yes"
+        return 200, f"noted for {question}\n"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -58,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(413, "too long\n")
             return
         body = self.rfile.read(length).decode("utf-8", "replace")
-        _, verb, *rest = self.path.split("/")
+        _, verb, *rest = self.path.split("/", 2)
         try:
             if verb == "yes" and rest:
                 self._answer(*self.server.yes(rest[0], body.strip()))

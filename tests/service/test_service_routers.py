@@ -3,6 +3,7 @@
 import http.client
 import json
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,9 +64,16 @@ def test_each_takes_some_of_the_callers_and_all_do_what_is_ordered(shared):
     assert len(set(pids)) == ROUTERS
     with Kept(shared.url) as kept:
         assert kept.versions() == {"1": 60}
-        shares = [callers_of(pid, shared.url) for pid in pids]
-        assert sum(shares) == 60
-        assert min(shares) > 0, shares
+        assert sum(callers_of(pid, shared.url) for pid in pids) == 60
+        with (
+            ExitStack() as more
+        ):  # who gets how many is the kernel's affair; on a busy machine one may come round late
+
+            def all_have_some():
+                more.enter_context(Kept(shared.url)).versions()
+                return min(callers_of(pid, shared.url) for pid in pids) > 0
+
+            wait_for(all_have_some, what="a caller for each router")
         with shared.traffic(200) as traffic:  # something to learn from
             assert shared.run("canary", "ramp", shared.manifest(canary=HALF), "--detach").code == 0
             traffic.wait_for_answers(50, of="2")

@@ -111,7 +111,7 @@ def test_a_question_says_what_is_asked_and_what_is_known(box, receiver):
 
 def test_a_webhook_rolls_back_and_the_pipeline_is_told_by_its_exit_code(box, receiver):
     receiver.say("/rollback", 404)
-    receiver.say("/rollout", None)  # never answers, so the rollout is still there
+    receiver.say("/rollout", 404)  # so the rollout is still there
     box.up()
     manifest = box.manifest(analysis=hooks(receiver, "rollback", "rollout", "post-rollout"))
     with box.traffic() as callers:
