@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 # A busy machine is no counterexample: what is slow is measured in benchmarks/, never asserted here.
 settings.register_profile("deployctl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("every-run", settings.get_profile("deployctl"), max_examples=50)
 settings.load_profile("deployctl")
 
 # What `nohup` ignores would be ignored by every process that the tests start, and some of them are tested with just that.
@@ -37,6 +38,26 @@ ALONE = (
 """Whole services with clocks, whose stories on two processors another test beside them changes."""
 
 
+FIRST = (
+    "faults/test_kill_sweep.py",
+    "service/test_service_life.py",
+    "service/test_service_shadow.py",
+    "test_replay.py",
+    "test_benchmarks.py",
+    "faults/test_full_disk.py",
+    "service/test_ci_examples.py",
+    "core/test_evidence.py",
+    "test_controller.py",
+    "test_docs.py",
+)
+"""Files that take longest: begun first, so that no worker is left alone with one at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--long"):
+        settings.load_profile("every-run")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m alone` need not read two thousand other tests first."""
     if config.getoption("markexpr") != "alone" or not collection_path.name.startswith("test_"):
@@ -55,6 +76,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_alone(item.path):
             item.add_marker("alone")
+    here = Path(__file__).parent
+    turns = {here / name: turn for turn, name in enumerate(FIRST)}
+    items.sort(key=lambda item: turns.get(item.path, len(FIRST)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

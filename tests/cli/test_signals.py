@@ -184,7 +184,7 @@ def test_a_terminal_that_is_closed_ends_the_watching(cli, service, manifest, mor
     while b"words 2" not in seen:
         seen += os.read(parent, 65536)
     os.close(parent)
-    assert process.wait(PATIENCE) == code
+    assert process.wait(3 * PATIENCE) == code
     assert len(service.orders()) == asked
 
 

@@ -270,8 +270,8 @@ def split_at_random(random, replicates: int, cap: float, *, odds: float = 1.0) -
 
 
 def test_boosted_evidence_of_a_harmless_candidate_reaches_its_cap_in_at_most_alpha_of_rollouts():
-    highest = split_at_random(np.random.default_rng(12), 4000, 1 / ALPHA)
-    assert (highest[:, 0] >= 1 / ALPHA).mean() <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / 4000)
+    highest = split_at_random(np.random.default_rng(12), 2000, 1 / ALPHA)
+    assert (highest[:, 0] >= 1 / ALPHA).mean() <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / 2000)
 
 
 def test_boosted_evidence_is_never_less_and_finds_harm_sooner():

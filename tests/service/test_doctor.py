@@ -24,7 +24,7 @@ from deployctl.cli.options import Output
 from deployctl.doctor.certificate import validity
 from deployctl.doctor.check import Check, Result, document, exit_code, problem, warning
 from deployctl.doctor.clock import Clocks, judged, synchronised
-from deployctl.doctor.machine import requirements
+from deployctl.doctor.machine import FILES_BESIDE, requirements
 from deployctl.doctor.processes import process
 from deployctl.doctor.service import Seen, _release, _rollout, _trouble, service_checks
 from deployctl.doctor.state import file_system_of, state_checks
@@ -258,7 +258,7 @@ def test_more_callers_than_a_process_may_open_files_for_are_a_warning(home):
         pytest.skip("there is no limit here")
     said = bad(served(home, limits={"connections": hard}))
     assert set(said) == {"open-files"}
-    assert f"{hard + 256:,}" in said["open-files"].found
+    assert f"{hard + FILES_BESIDE:,}" in said["open-files"].found
 
 
 def test_the_folder_of_label_files_must_be_there(home, tmp_path):
