@@ -39,6 +39,7 @@ QUICKER = (
 )
 """What the manifests of the examples ask for in less time here; what they decide stays."""
 PATIENCE = 100.0
+TAKE_LONG = {"shadow"}
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,10 @@ def _session(run: list[Block], port: str) -> str:
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
-def test_every_command_of_a_page_does_what_the_page_says(page, desk, tmp_path):
+def test_every_command_of_a_page_does_what_the_page_says(page, desk, tmp_path, request):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    if page.stem in TAKE_LONG and not request.config.getoption("--long"):
+        pytest.skip("a whole shadow takes a quarter of all the pages' time: with --long")
     if "\ncurl " in page.read_text("utf-8") and not shutil.which("curl"):
         pytest.skip("curl is not installed")
     folder, environment, port = desk
