@@ -779,3 +779,51 @@ def nothing_written(service):
     before = service.home.journal.read_bytes(), service.traffic.in_force
     yield
     assert (service.home.journal.read_bytes(), service.traffic.in_force) == before
+
+
+def test_a_cancelled_command_ends_its_own_rollout_and_nobody_elses(tmp_path):
+    def undo(only):
+        return asyncio.run(service.commands.rollback(BY, "cancelled", None, only))
+
+    with FakeService(tmp_path, {label: Behaviour(errors=0.01) for label in ("1", "2", "3")}) as service:
+        service.up()
+        service.watch(1)
+        service.ramp()
+        service.watch(1)
+        mine = service.controller.last.id
+        service.rollback("by hand")
+        service.ramp("3")
+        service.watch(1)
+        theirs = service.controller.last
+        assert theirs.id != mine
+        assert not undo(mine).changed
+        assert service.controller.last.phase is theirs.phase
+        assert undo(theirs.id).changed
+        assert service.controller.last.phase is Phase.ROLLED_BACK
+
+
+def test_a_promotion_that_is_finished_is_no_cancelled_commands_to_undo(tmp_path):
+    with FakeService(tmp_path, {label: Behaviour(errors=0.01) for label in ("1", "2")}) as service:
+        service.up()
+        service.watch(1)
+        service.ramp(canary={"keepWarm": "1s"})
+        service.watch(1)
+        service.promote("it must be", full=True)
+        service.watch(3)
+        assert service.controller.last.finished
+        undone = asyncio.run(service.commands.rollback(BY, "cancelled", None, service.controller.last.id))
+        assert not undone.changed
+        assert service.controller.service.live.version == "2"
+
+
+def test_an_order_that_waits_for_its_turn_can_be_called_off(tmp_path):
+    with FakeService(tmp_path, {label: Behaviour(errors=0.01) for label in ("1", "2")}) as service:
+        service.up()
+        service.watch(1)
+        assert service.commands.call_off(BY, "a-ticket").changed
+        text = service._manifest("1", "2", CANARY)
+        with pytest.raises(ConflictError, match="called off"):
+            asyncio.run(service.commands.start_rollout(text, service._path, BY, ticket="a-ticket"))
+        assert service.controller.service.rollout is None
+        asyncio.run(service.commands.start_rollout(text, service._path, BY, ticket="another"))
+        assert service.controller.service.running is not None
